@@ -1,0 +1,121 @@
+"""Find methods by reading their sources, never by importing them: listing three hundred papers needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tokenmill.errors import SpecError, did_you_mean
+
+HOUSE = Path(__file__).parent / "methods"
+
+# What each folder does to tokens; the order of the tables.
+VERBS = {
+    "form": "what becomes a token",
+    "score": "how much each token matters",
+    "keep": "which tokens stay",
+    "merge": "several tokens into fewer, across tokens or layers",
+    "quantize": "how many bits each token gets",
+    "skip": "how deep each token goes",
+    "draft": "what may come next, and how it is checked",
+    "choose": "which token is emitted",
+    "learn": "what each token teaches",
+    "credit": "how much reward each token gets",
+    "explain": "why this token came out",
+    "probe": "what tokens, vocabularies and layers are like",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method as its source file describes it."""
+
+    name: str
+    verb: str
+    title: str
+    paper: str | None
+    year: int | None
+    differs: str | None
+    needs: tuple[str, ...]
+    summary: str
+    doc: str
+    knobs: dict[str, str]  # name -> default as written
+    card: dict[str, Any]  # everything literal on the card
+    path: Path
+    line: int
+
+    def row(self) -> dict[str, Any]:
+        """What `tokenmill ls --json` promises."""
+        keys = ("name", "verb", "title", "paper", "year", "differs", "needs", "summary")
+        return {key: (list(v) if isinstance(v := getattr(self, key), tuple) else v) for key in keys}
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Every method, by name, verbs in the order of VERBS."""
+    found: dict[str, Entry] = {}
+    for verb in VERBS:
+        for path in sorted((HOUSE / verb).glob("[!_]*.py")):
+            found[path.stem] = _read(path, verb)
+    return found
+
+
+def find(name: str, verb: str | None = None) -> Entry:
+    """The entry of one method, or a SpecError that says what exists."""
+    known = {n: e for n, e in entries().items() if verb is None or e.verb == verb}
+    if name not in known:
+        what = f"{verb} method" if verb else "method"
+        raise SpecError(f"no {what} '{name}'; {did_you_mean(name, known)}")
+    return known[name]
+
+
+def methods(verb: str | None = None) -> list[str]:
+    """Names of all methods, or of one verb's."""
+    if verb is not None and verb not in VERBS:
+        raise SpecError(f"no verb '{verb}'; {did_you_mean(verb, VERBS)}")
+    return [name for name, entry in entries().items() if verb in (None, entry.verb)]
+
+
+def _read(path: Path, verb: str) -> Entry:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    doc = ast.get_docstring(tree) or ""
+    function = next(
+        (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem), None
+    )
+    if function is None:
+        raise SpecError(f"{path} defines no function '{path.stem}': a method's file and function share one name")
+    card: dict[str, Any] = {}
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "method":
+            card = {k.arg: ast.literal_eval(k.value) for k in decorator.keywords if k.arg}
+    knobs = {
+        arg.arg: ast.unparse(default) if default is not None else ""
+        for arg, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    }
+    first = doc.split("\n", 1)[0]
+    return Entry(
+        name=path.stem,
+        verb=verb,
+        title=card.get("title", ""),
+        paper=card.get("paper"),
+        year=card.get("year"),
+        differs=_paragraph(doc, "Differs:"),
+        needs=tuple(card.get("needs", ())),
+        summary=first.split(": ", 1)[-1].rstrip("."),
+        doc=doc,
+        knobs=knobs,
+        card=card,
+        path=path,
+        line=function.lineno,
+    )
+
+
+def _paragraph(doc: str, marker: str) -> str | None:
+    for block in inspect.cleandoc(doc).split("\n\n"):
+        if block.startswith(marker):
+            return " ".join(block[len(marker) :].split())
+    return None

@@ -1,0 +1,301 @@
+"""The contract: a method is a function with a card, and its repr is its spec.
+
+    @method(title="...", paper="arXiv:...", year=2024, needs=("keys", "queries"))
+    def snapkv(trace: Trace, *, window: int = 32, kernel: int = 5) -> Tensor: ...
+
+    snapkv(window=16)          # the same method with another knob; nothing runs
+    snapkv(window=16)(trace)   # runs
+    repr(snapkv(window=16))    # 'snapkv(window=16)': a Python expression, a CLI argument, a table label
+
+Positional parameters are what the engine shows a method, keyword-only parameters are its knobs. A method
+with a `state` parameter is called at every pass, gets back what it returned last time (None at first) and
+returns `(decision, state)`; it keeps nothing itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import math
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tokenmill import catalog
+from tokenmill.errors import RecipeError, SpecError, did_you_mean
+
+# One vocabulary for all knobs: (least, most, least itself excluded?, what it means).
+KNOBS: dict[str, tuple[float, float, bool, str]] = {
+    "budget": (0.0, 1.0, True, "share of the tokens seen that stays in the cache"),
+    "slots": (1, math.inf, False, "number of tokens a head may hold, instead of a share"),
+    "sinks": (0, math.inf, False, "first tokens that always stay"),
+    "window": (1, math.inf, False, "newest tokens, or newest queries, that are special"),
+    "kernel": (1, math.inf, False, "width of a pooling window, in tokens"),
+    "bits": (1, 16, False, "bits a stored number"),
+    "temperature": (0.0, math.inf, False, "softmax temperature"),
+    "depth": (1, math.inf, False, "levels of a draft tree, or layers"),
+    "width": (1, math.inf, False, "children of a node"),
+    "nodes": (1, math.inf, False, "nodes of a draft tree"),
+    "share": (0.0, 1.0, True, "share of tokens the method acts on"),
+    "seed": (0, math.inf, False, "seed of the method's own noise"),
+}
+
+# Knobs that say the same thing twice.
+CONTRADICTIONS = (("budget", "slots"),)
+
+# Every score can be asked to keep its top share, so every score takes these too.
+SPENDING: dict[str, Any] = {"budget": None, "slots": None}
+
+
+# What a card may ask for.
+NEEDS = {
+    "queries": "the newest queries: as many as the knob `window` says (None: all of the pass)",
+    "all_queries": "every query of the pass, at every pass",
+    "rotary": "rotary positions (refused on models with learned ones)",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a method says about itself. Every field gates a check or fills a column."""
+
+    title: str  # the paper's title; "" for a baseline that has none
+    paper: str | None = None
+    year: int | None = None
+    needs: tuple[str, ...] = ()  # beyond keys, values, positions: see NEEDS
+    every: int = 64  # while generating: decide again after this many new tokens
+    acts: str = "cache"  # "cache": evicts; "attend": chooses what each pass attends to; "walk": drops between layers
+    nested: str = ""  # why a larger budget need not keep a superset; "" = it must
+    same_as: str = ""  # the method whose decisions these are by definition; "" = none may be
+    lossless: bool = False  # output equals greedy, or the sampling distribution: checked
+
+
+class Method:
+    """A function with a card and knobs. Immutable; equal when function and knobs are equal."""
+
+    def __init__(self, fn: Callable[..., Any], card: Card, verb: str, knobs: dict[str, Any] | None = None):
+        self.fn, self.card, self.verb, self.name = fn, card, verb, fn.__name__
+        signature = inspect.signature(fn)
+        self.defaults = {
+            p.name: p.default for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        if verb == "score":
+            self.defaults = {**self.defaults, **SPENDING}
+        self.stateful = "state" in signature.parameters
+        self.given = self._checked(knobs or {})
+        self.__doc__ = fn.__doc__ or inspect.getdoc(inspect.getmodule(fn))
+        self.__name__, self.__module__, self.__wrapped__ = fn.__name__, fn.__module__, fn
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Every knob with its value, defaults included."""
+        return {**self.defaults, **self.given}
+
+    def __getattr__(self, name: str) -> Any:
+        """`m.window` reads a knob."""
+        if name in ("defaults", "given") or name.startswith("__"):
+            raise AttributeError(name)
+        knobs = self.knobs
+        if name in knobs:
+            return knobs[name]
+        raise AttributeError(f"{self.name} has no knob '{name}'; {did_you_mean(name, knobs)}")
+
+    def __call__(self, *shown: Any, **knobs: Any) -> Any:
+        """With what it decides about: decide. With knobs only: the same method, those knobs changed."""
+        if not shown:
+            return Method(self.fn, self.card, self.verb, {**self.given, **knobs})
+        own = {k: v for k, v in {**self.knobs, **knobs}.items() if self.verb != "score" or k not in SPENDING}
+        return self.fn(*shown, **own)
+
+    def __add__(self, other: Method | Recipe) -> Recipe:
+        return Recipe((self,)) + other
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{k}={v!r}" for k, v in self.given.items())
+        return f"{self.name}({inside})" if inside else self.name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Method) and (self.fn, self.knobs) == (other.fn, other.knobs)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def _checked(self, knobs: dict[str, Any]) -> dict[str, Any]:
+        for name in knobs:
+            if name not in self.defaults:
+                raise SpecError(f"{self.name} has no knob '{name}'; {did_you_mean(name, self.defaults)}")
+        hints = typing.get_type_hints(self.fn) | {"budget": float | None, "slots": int | None}
+        values = {name: _value(self.name, name, v, hints.get(name)) for name, v in knobs.items()}
+        for one, other in CONTRADICTIONS:
+            if values.get(one) is not None and values.get(other) is not None:
+                raise SpecError(f"{self.name}: {one} and {other} contradict each other; give one of them")
+        # Only what differs from the default is part of the spec, in the order of the signature.
+        return {n: values[n] for n, default in self.defaults.items() if n in values and values[n] != default}
+
+
+def _value(method_name: str, knob: str, value: Any, hint: Any) -> Any:
+    allowed = typing.get_args(hint) if typing.get_origin(hint) else (hint,)
+    where = f"{method_name}: {knob}"
+    if Method in allowed:
+        if isinstance(value, str):
+            value = parse(value)
+        if not isinstance(value, Method):
+            raise SpecError(f"{where} takes a method such as snapkv, not {value!r}")
+        return value
+    if value is None and type(None) in allowed:
+        return None
+    if isinstance(value, bool) and bool not in allowed and hint is not None:
+        raise SpecError(f"{where} takes a number, not {value}")
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    plain = tuple(t for t in allowed if isinstance(t, type) and t in (int, float, str, bool))
+    if plain and not isinstance(value, plain):
+        raise SpecError(f"{where} takes {' or '.join(t.__name__ for t in plain)}, not {value!r}")
+    if knob in KNOBS and isinstance(value, int | float):
+        least, most, excluded, meaning = KNOBS[knob]
+        if not (least <= value <= most) or (excluded and value == least):
+            low = "(" if excluded else "["
+            high = "∞)" if most == math.inf else f"{most:g}]"
+            raise SpecError(f"{where} must be in {low}{least:g}, {high}, not {value:g} ({meaning})")
+    return value
+
+
+def method(**card: Any) -> Callable[[Callable[..., Any]], Method]:
+    """Make a function a method. The verb is the folder it lives in, or `verb=` for one defined elsewhere."""
+    verb = card.pop("verb", None)
+
+    def wrap(fn: Callable[..., Any]) -> Method:
+        parts = fn.__module__.split(".")
+        where = verb or (parts[-2] if len(parts) > 1 else None)
+        if where not in catalog.VERBS:
+            raise SpecError(f"{fn.__name__}: say verb=..., one of {', '.join(catalog.VERBS)}")
+        return Method(fn, Card(**card), where)
+
+    return wrap
+
+
+class Recipe:
+    """Methods that work together, at most one of a kind: `snapkv(budget=0.25) + token_recycling`."""
+
+    def __init__(self, methods: tuple[Method, ...]):
+        self.methods = methods
+        _refuse_impossible(methods)
+
+    def __iter__(self) -> Iterator[Method]:
+        return iter(self.methods)
+
+    def __len__(self) -> int:
+        return len(self.methods)
+
+    def __add__(self, other: Method | Recipe) -> Recipe:
+        return Recipe(self.methods + (other.methods if isinstance(other, Recipe) else (other,)))
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.methods)) or "full"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.methods == other.methods
+
+    def __hash__(self) -> int:
+        return hash(self.methods)
+
+    def get(self, *verbs: str) -> Method | None:
+        """The recipe's method of one of these verbs, if it has one."""
+        return next((m for m in self.methods if m.verb in verbs), None)
+
+
+# What acts on a running model; the other verbs have functions of their own.
+RUNNABLE = ("score", "keep", "merge", "quantize", "skip", "draft", "choose")
+
+
+def _refuse_impossible(methods: tuple[Method, ...]) -> None:
+    seen: dict[str, Method] = {}
+    for m in methods:
+        if m.verb not in RUNNABLE:
+            raise RecipeError(
+                f"{m.name} is a '{m.verb}' method ({catalog.VERBS[m.verb]}); a recipe is made of "
+                + ", ".join(RUNNABLE)
+            )
+        kind = "keep" if m.verb == "score" else m.verb
+        if kind in seen:
+            raise RecipeError(f"{seen[kind]!r} and {m!r} both decide {catalog.VERBS[kind]}; a recipe has one of a kind")
+        seen[kind] = m
+        if m.verb == "score" and m.knobs["budget"] is None and m.knobs["slots"] is None:
+            raise RecipeError(f"{m!r} scores tokens but does not say how many stay; give it a budget: {m.name}(budget=0.25)")
+    keep, merge = seen.get("keep"), seen.get("merge")
+    if keep and merge and keep.name != "full":
+        raise RecipeError(
+            f"{keep!r} and {merge!r}: {merge.name} stores two layers as one, so both must hold the same tokens, "
+            f"and {keep.name} chooses layer by layer"
+        )
+    if merge and seen.get("quantize"):
+        raise RecipeError(f"{merge!r} and {seen['quantize']!r} both own how a layer is stored; use one of them")
+    if keep and keep.name == "lazy_llm":
+        for kind, reason in (
+            ("draft", "verifies several tokens in one pass, and lazy_llm chooses its tokens anew for every single one"),
+            ("skip", "runs fewer layers, and lazy_llm already chooses the layers each token passes"),
+            ("quantize", "packs tokens once they are read, and lazy_llm may still have to compute them in deeper layers"),
+        ):
+            if kind in seen:
+                raise RecipeError(f"{keep!r} + {seen[kind]!r}: {seen[kind].name} {reason}")
+    if keep and keep.knobs.get("renumber") and seen.get("quantize"):
+        raise RecipeError(
+            f"{keep!r} rotates its keys again at every eviction and {seen['quantize']!r} packs them; "
+            f"use {keep.name}(renumber=False, …)"
+        )
+
+
+def parse(spec: str) -> Method | Recipe:
+    """Read a spec: `snapkv`, `adaptive(score=snapkv(window=16), budget=0.25)`, `h2o(budget=0.3) + zip_cache`.
+
+    Raises SpecError for what is not a method, not a knob or out of range, RecipeError for what cannot combine.
+    """
+    try:
+        tree = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise SpecError(
+            f"cannot read '{spec}': {error.msg}; a spec looks like snapkv(budget=0.25) + token_recycling"
+        ) from None
+    value = _evaluate(tree, spec)
+    if not isinstance(value, Method | Recipe):
+        raise SpecError(f"'{spec}' is not a method; a spec looks like snapkv(budget=0.25)")
+    return value
+
+
+def recipe(what: str | Method | Recipe | None) -> Recipe:
+    """Anything that names a recipe, as a Recipe; None is the untouched model."""
+    if what is None:
+        return Recipe(())
+    if isinstance(what, str):
+        what = parse(what)
+    return what if isinstance(what, Recipe) else Recipe((what,))
+
+
+def get(name: str) -> Method:
+    """The method of that name with its default knobs."""
+    entry = catalog.find(name)
+    module = importlib.import_module(f"tokenmill.methods.{entry.verb}.{entry.name}")
+    return getattr(module, name)
+
+
+def _evaluate(node: ast.expr, spec: str) -> Any:
+    match node:
+        case ast.Name(id=name):
+            return get(name)
+        case ast.Constant(value=value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.Tuple(elts=items) | ast.List(elts=items):
+            return tuple(_evaluate(item, spec) for item in items)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            one, other = _evaluate(left, spec), _evaluate(right, spec)
+            if isinstance(one, Method | Recipe) and isinstance(other, Method | Recipe):
+                return one + other
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+            return get(name)(**{k.arg: _evaluate(k.value, spec) for k in keywords if k.arg})
+        case ast.Call(func=ast.Name(id=name)):
+            raise SpecError(f"{name}: knobs are given by name, as in {name}(budget=0.25)")
+    raise SpecError(f"cannot read '{ast.unparse(node)}' in '{spec}'; a spec looks like snapkv(budget=0.25)")

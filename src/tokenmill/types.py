@@ -1,0 +1,181 @@
+"""The nouns: what a method may look at, and what it may decide.
+
+Letters used in shapes everywhere:
+
+    B  batch rows        H  query heads      D  head size
+    T  cached slots      K  key/value heads  Q  queries
+    L  layers            G  H // K, query heads that share one key/value head
+    V  vocabulary        N  nodes of a draft tree
+
+Every class here is a plain value. A method is a pure function from these values to these values; only
+the engine (`models/`) turns a decision into freed memory or skipped work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Ask",
+    "Attribution",
+    "Bits",
+    "Depth",
+    "Draft",
+    "Keep",
+    "Merge",
+    "Rotary",
+    "Step",
+    "Trace",
+    "Transplant",
+    "Verified",
+    "Weights",
+]
+
+
+class Rotary(Protocol):
+    """How one layer turns a position into a rotation of queries and keys."""
+
+    def rotate(self, x: Tensor, by: Tensor) -> Tensor:
+        """Turn `x` (..., T, D) forward by `by` (..., T) positions; negative turns back. Norms are unchanged."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One layer of a model, as a method may look at it, at a moment when a decision is due.
+
+    Slots are ordered by position. Rows and heads may hold different counts: an empty slot has position -1
+    and its keys and values are zero. Keys and queries are those the model attends with (after RoPE).
+    """
+
+    keys: Tensor  # (B, K, T, D)
+    values: Tensor  # (B, K, T, D)
+    positions: Tensor  # (B, K, T) absolute position in the text, -1 = empty slot
+    queries: Tensor  # (B, H, Q, D) the newest queries, oldest first; Q = 0 when the card does not ask for them
+    query_positions: Tensor  # (B, Q) absolute position, -1 = padding
+    seen: Tensor  # (B,) tokens this layer was shown so far, evicted ones included (capped by a sliding window)
+    layer: int
+    layers: int
+    scale: float  # what the model multiplies q.k with
+    rotary: Rotary | None = None  # None for models with learned positions (GPT-2)
+    window: int | None = None  # the layer's own sliding window
+    prompt: bool = True  # False once tokens are being generated
+    generated: int = 0  # tokens generated so far
+
+    @property
+    def filled(self) -> Tensor:
+        """Slots that hold a token: (B, K, T) bool."""
+        return self.positions >= 0
+
+    @property
+    def groups(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.queries.shape[1] // self.keys.shape[1]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which slots stay. Rows and heads may keep different counts: memory is freed in each."""
+
+    mask: Tensor  # (B, K, T) bool over the slots of the trace
+    renumber: bool = False  # number the kept tokens by slot (0, 1, 2 ...) and re-rotate their keys to match
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Two layers that store one direction per token. What a layer reads back is direction * its own norm.
+
+    Tokens that are `apart` are stored by both layers as they are.
+    """
+
+    key_direction: Tensor  # (B, K, T, D) unit vectors
+    value_direction: Tensor  # (B, K, T, D)
+    key_norms: Tensor  # (2, B, K, T) of the lower and the upper layer
+    value_norms: Tensor  # (2, B, K, T)
+    apart: Tensor  # (B, K, T) bool
+
+
+@dataclass(frozen=True)
+class Bits:
+    """How many bits each token's key and value are stored in. The engine packs them."""
+
+    keys: Tensor  # (B, K, T) integer: 1, 2, 4, 8, or 16 for "as it is"
+    values: Tensor  # (B, K, T)
+    key_channels: Tensor | None = None  # (B, K, 1, D) divided out before, multiplied back after
+    value_channels: Tensor | None = None  # (B, K, 1, D)
+    per_channel_keys: bool = False  # keys: one scale and minimum a channel (over the tokens of one width) instead of a token
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass, as a depth method sees it before the pass begins."""
+
+    position: int  # absolute position of the first new token
+    generated: int  # tokens generated before this pass; 0 = the prompt is being read
+    layers: int
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Which layers a pass runs, in order, and what a skipped layer's cache holds for the token."""
+
+    layers: tuple[int, ...]
+    fill: str = "carry"  # "carry": key and value computed from the hidden state that skipped it; "missing": nothing
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the last verification pass said: for each node checked, its token and the logits that follow it."""
+
+    context: Tensor  # (T,) all ids accepted so far; the last one is the root of the next tree
+    tokens: Tensor  # (N,) ids of the nodes that were checked (on the first call: the prompt)
+    logits: Tensor  # (N, V) what the model predicts after each
+    accepted: Tensor  # (N,) bool: nodes that became part of the context
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A tree of guesses below the newest token. Node i hangs below node parents[i]; -1 is the newest token."""
+
+    tokens: Tensor  # (N,) ids
+    parents: Tensor  # (N,) integers, parents[i] < i
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each token's loss counts in a training step."""
+
+    values: Tensor  # (B, T), zero for a token that teaches nothing
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """Rows for new tokens, as sums over tokens the base model has: row = coefficients @ base[anchors]."""
+
+    anchors: Tensor  # (N, A) ids in the shared vocabulary
+    coefficients: Tensor  # (N, A)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How much each prompt token did for one predicted token."""
+
+    scores: Tensor  # (T,)
+    target: int  # id of the token that is explained
+    calls: int = 0  # rows the model was asked about: the cost
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How an explain method asks the model: it sees no weights and no internals beyond these."""
+
+    probabilities: Callable[[Tensor], Tensor]  # ids (B, T) -> (B, V) of the next token
+    replacements: Callable[[Tensor, torch.Generator], Tensor]  # ids (T,) -> (T,) a plausible other token at each place
+    embed: Callable[[Tensor], Tensor] | None = None  # ids (B, T) -> (B, T, E)
+    logits_from_embeddings: Callable[[Tensor], Tensor] | None = None  # (B, T, E) -> (B, V), differentiable
