@@ -39,6 +39,12 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "width": (1, math.inf, False, "children of a node"),
     "nodes": (1, math.inf, False, "nodes of a draft tree"),
     "share": (0.0, 1.0, True, "share of tokens the method acts on"),
+    "recent": (0.0, 1.0, False, "share of the tokens kept that goes to the newest ones, whatever their score"),
+    "anchors": (1, math.inf, False, "shared tokens a new token is built of"),
+    "steps": (1, math.inf, False, "rounds of questions at most"),
+    "runs": (1, math.inf, False, "independent repetitions that are averaged"),
+    "top": (1, math.inf, False, "how many of the likeliest tokens count as a hit"),
+    "rationale": (1, math.inf, False, "tokens that are left in place when an explanation is tested"),
     "seed": (0, math.inf, False, "seed of the method's own noise"),
 }
 

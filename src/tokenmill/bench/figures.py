@@ -1,0 +1,189 @@
+"""From samples to figures: means with bootstrap intervals, the aggregate quality, Pareto marks, results.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from tokenmill.bench.tasks import Task
+
+RESAMPLES = 2000
+FLOOR = 0.25  # a task the untouched model scores below this on says nothing about a cache: it does not count
+
+QUALITY = (
+    "quality: each task relative to the untouched model, 1 = as good. Needles and recall: score / untouched score. "
+    "Continuation: exp(untouched nll - nll), the ratio of the probabilities given to each real token. "
+    "Drift: exp(-KL). Tasks are averaged inside their family "
+    "(needle asked after, needle question seen, recall, continuation, drift), and families count equally. "
+    f"A task on which the untouched model scores below {FLOOR} is shown but not counted."
+)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+class Interval(Strict):
+    mean: float
+    low: float  # 95 % bootstrap interval over the samples
+    high: float
+
+
+class Figure(Interval):
+    samples: int
+    untouched: float
+    difference: Interval  # this row minus the untouched model, paired sample by sample
+    counts: bool = True  # in the aggregate quality
+
+
+class Pace(Strict):
+    """A speed, and the untouched model's, taken turn by turn in one run."""
+
+    batch: int
+    context: int
+    value: float  # seconds (prefill) or tokens a second (decode)
+    untouched: float
+    ratio: float  # above 1 is faster than the untouched model, for both
+    low: float  # of the ratio over the turns
+    high: float
+
+
+class Metrics(Strict):
+    quality: Interval | None = None  # None: not measured, or a figure that is not a number
+    tasks: dict[str, Figure | None] = {}
+    families: dict[str, float] = {}
+    bytes_share: float | None = None  # bytes held at the end of the prompt / the untouched model's
+    bytes_held: int | None = None  # of the prompts of the decode measurement
+    bytes_held_untouched: int | None = None
+    peak_share: float | None = None
+    prefill: Pace | None = None
+    decode: Pace | None = None
+    pareto_bytes: bool = False
+    pareto_speed: bool = False
+    seconds: float = 0.0  # what measuring this row took, the shared reading left out
+
+
+class Row(Strict):
+    method: str
+    spec: str
+    budget: float | None
+    metrics: Metrics
+
+
+class Results(Strict):
+    schema_: int = Field(1, alias="schema")
+    track: str
+    model: str
+    environment: dict[str, Any]
+    rows: list[Row]
+
+
+def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """The mean and its 95 % percentile interval; one sample has no spread to show."""
+    return _interval(torch.tensor(values, dtype=torch.float64), _draws(len(values), seed, resamples))
+
+
+def _draws(n: int, seed: int, resamples: int = RESAMPLES) -> torch.Tensor:
+    return torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+
+
+def _interval(values: torch.Tensor, draws: torch.Tensor) -> Interval:
+    means = values[draws].mean(1)
+    return _percentiles(float(values.mean()), means)
+
+
+def _percentiles(mean: float, resampled: torch.Tensor) -> Interval:
+    low, high = torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
+    return Interval(mean=mean, low=low, high=high)
+
+
+def figure(task: Task, values: Sequence[float | None], untouched: Sequence[float | None], seed: int) -> Figure | None:
+    """One task's figure, paired with the untouched model's; None if a sample gave no number."""
+    if not values or len(values) != len(untouched) or any(v is None or not math.isfinite(v) for v in values):
+        return None
+    mine, full = (torch.tensor(v, dtype=torch.float64) for v in (values, untouched))
+    draws = _draws(len(mine), seed)
+    mean = float(full.mean())
+    return Figure(
+        **_interval(mine, draws).model_dump(),
+        samples=len(mine),
+        untouched=mean,
+        difference=_interval(mine - full, draws),
+        counts=task.measure in ("nll", "kl") or mean >= FLOOR,
+    )
+
+
+def _relative(task: Task, mine: torch.Tensor, full: torch.Tensor, base: float) -> torch.Tensor:
+    """Means over samples -> how good relative to the untouched model."""
+    if task.measure == "nll":
+        return torch.exp(full - mine)
+    if task.measure == "kl":
+        return torch.exp(-mine)
+    return mine / base
+
+
+def quality(
+    tasks: Sequence[Task], values: Mapping[str, Sequence[float]], untouched: Mapping[str, Sequence[float]], seed: int
+) -> tuple[Interval | None, dict[str, float]]:
+    """The aggregate (see QUALITY) with its interval, and each family's share in it."""
+    families: dict[str, list[tuple[float, torch.Tensor]]] = {}
+    for number, task in enumerate(tasks):
+        mine, full = (torch.tensor(v[task.name], dtype=torch.float64) for v in (values, untouched))
+        base = float(full.mean())
+        if task.measure in ("exact", "share") and base < FLOOR:
+            continue
+        draws = _draws(len(mine), seed + number)
+        resampled = _relative(task, mine[draws].mean(1), full[draws].mean(1), base)
+        families.setdefault(task.family, []).append((float(_relative(task, mine.mean(), full.mean(), base)), resampled))
+    if not families:
+        return None, {}
+    means = {name: sum(m for m, _ in parts) / len(parts) for name, parts in families.items()}
+    spread = torch.stack([torch.stack([r for _, r in parts]).mean(0) for parts in families.values()]).mean(0)
+    return _percentiles(sum(means.values()) / len(means), spread), means
+
+
+def pareto(quality: Sequence[float | None], cost: Sequence[float | None]) -> list[bool]:
+    """Which points no other point beats: more quality at no more cost, or less cost at no less quality."""
+    known = [(q, c) for q, c in zip(quality, cost, strict=True) if q is not None and c is not None]
+
+    def best(q: float | None, c: float | None) -> bool:
+        if q is None or c is None:
+            return False
+        return not any(oq >= q and oc <= c and (oq > q or oc < c) for oq, oc in known)
+
+    return [best(q, c) for q, c in zip(quality, cost, strict=True)]
+
+
+def mark(rows: Sequence[Row]) -> None:
+    """Set the Pareto marks: quality against bytes, quality against decode speed."""
+    good = [row.metrics.quality.mean if row.metrics.quality else None for row in rows]
+    size = [row.metrics.bytes_share for row in rows]
+    slow = [1 / row.metrics.decode.ratio if row.metrics.decode else None for row in rows]
+    for row, by_bytes, by_speed in zip(rows, pareto(good, size), pareto(good, slow), strict=True):
+        row.metrics.pareto_bytes, row.metrics.pareto_speed = by_bytes, by_speed
+
+
+def best_first(rows: Sequence[Row]) -> list[Row]:
+    """The untouched model, then best quality first; rows without a quality last."""
+
+    def place(row: Row) -> tuple[bool, float, float]:
+        m = row.metrics
+        size = 1.0 if m.bytes_share is None else m.bytes_share
+        return (row.method != "full", -(m.quality.mean if m.quality else -math.inf), size)
+
+    return sorted(rows, key=place)
+
+
+WINNER = "the best aggregate quality among the rows that hold at most half of the untouched model's bytes"
+
+
+def winner(rows: Sequence[Row]) -> Row | None:
+    """See WINNER; if no row holds so little, the best Pareto row that is not the untouched model."""
+    ranked = [row for row in best_first(rows) if row.method != "full" and row.metrics.quality]
+    # A whole number of tokens a head and a few bytes of bookkeeping put a budget of one half slightly above it.
+    small = [row for row in ranked if (row.metrics.bytes_share or 1.0) <= 0.51]
+    return next(iter(small or [row for row in ranked if row.metrics.pareto_bytes] or ranked), None)

@@ -1,0 +1,353 @@
+"""What `compare cache` asks a model to do: real text, deterministic by seed, and tasks the untouched model can do.
+
+Every task has one shape. A *prompt* is read; the recipe decides what stays of it; then a *tail* is read, in
+blocks, and some of its tokens are scored against what the model predicts for them. The tail begins with the
+last token of the question (or text), so every scored token is predicted from the cache that was decided on.
+Scoring the given answer in one pass is exact: all its tokens are right if and only if greedy decoding writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tokenmill.errors import InputError
+
+WORDS = (
+    "anchor basket candle desert engine falcon garden hammer island jacket kettle lantern marble napkin orange "
+    "pencil quartz ribbon saddle temple umbrella velvet window yellow zipper bridge copper dragon forest guitar "
+    "harbor ladder mirror needle oyster pepper rabbit silver tunnel violin walnut turtle spider pillow"
+).split()
+ITEMS = (
+    "teapot carpet bottle cheese pocket finger doctor market summer school monkey tomato button camera flower "
+    "kitten letter magnet oxygen palace rocket singer ticket valley wallet parrot hotel potato table river "
+    "stone bread chair cloud horse lemon mouse paper plant queen shirt snake spoon storm sugar tiger train truck"
+).split()
+MIN_INPUT_TOKENS = 96  # of the user's text: less leaves nothing to choose from
+
+
+# ---- the plan: everything that decides how long a run takes, as data -------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of the plan: `samples` samples of one kind at one length."""
+
+    name: str
+    family: str  # families count equally in the aggregate quality
+    kind: str  # needle, recall, continuation, drift
+    samples: int
+    length: int  # tokens of the prompt
+    tail: int = 0  # tokens after the prompt that are scored (continuation, drift)
+    block: int = 256  # tokens read in one pass after the decision
+    needles: int = 1
+    question_seen: bool = False
+    measure: str = "exact"  # exact, share, nll, kl: what a sample's figure is
+    own_text: bool = False
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Where speed is measured, always against the untouched model, in the order A B A B."""
+
+    decode_batch: int
+    decode_context: int
+    decode_steps: int  # a turn; each side has `turns`
+    prefill_batch: int
+    prefill_context: int
+    turns: int = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    tasks: tuple[Task, ...]
+    speed: Speed
+    budgets: tuple[float, ...]
+    picture_tokens: int = 320  # of the prompt that the report draws
+
+    def scaled(self, context: int, vocabulary: int) -> Plan:
+        """The same plan for a model with a shorter context: lengths are cut to fit, tasks that cannot fit dropped."""
+        room = context - 160
+        tasks = tuple(t for t in self.tasks if t.length + t.tail + 64 <= context)
+        speed = self.speed
+        if speed.decode_context > room or speed.prefill_context > room:
+            fit = max(32, context // 2)
+            speed = Speed(
+                speed.decode_batch, min(fit, speed.decode_context), speed.decode_steps,
+                speed.prefill_batch, min(fit, speed.prefill_context), speed.turns,
+            )  # fmt: skip
+        return Plan(tasks, speed, self.budgets, min(self.picture_tokens, max(16, context - 16)))
+
+
+def _needles(counts: dict[tuple[int, int], int]) -> Iterator[Task]:
+    """Needles hidden in text; counts: {(length, needles): samples}. Asked after the choice, and before it."""
+    for seen in (False, True):
+        for (length, needles), samples in counts.items():
+            when = "seen" if seen else "after"
+            many = "needle" if needles == 1 else f"needles{needles}"
+            yield Task(
+                f"{many}_{length}_{when}", f"needle_{when}", "needle", samples, length,
+                needles=needles, question_seen=seen,
+            )  # fmt: skip
+
+
+def _text(length: int, continuation: tuple[int, int], drift: tuple[int, int], own: bool = False) -> Iterator[Task]:
+    """Real text: (samples, tokens) of the continuation and of the drift."""
+    prefix = "own_" if own else ""
+    yield Task(f"{prefix}continuation", f"{prefix}continuation", "continuation", continuation[0], length,
+               tail=continuation[1], block=64, measure="nll", own_text=own)  # fmt: skip
+    yield Task(f"{prefix}drift", f"{prefix}drift", "drift", drift[0], length,
+               tail=drift[1], block=16, measure="kl", own_text=own)  # fmt: skip
+
+
+def plan(quick: bool = False, own_text: bool = False) -> Plan:
+    """The samples, lengths and places of a full or a quick run."""
+    if quick:
+        return Plan(
+            tasks=(
+                *_needles({(512, 1): 3, (512, 3): 1}),
+                Task("recall", "recall", "recall", 2, 512, measure="share"),
+                *_text(512, continuation=(2, 64), drift=(2, 32), own=own_text),
+            ),
+            speed=Speed(decode_batch=1, decode_context=1024, decode_steps=4, prefill_batch=1, prefill_context=512),
+            budgets=(0.25,),
+        )
+    return Plan(
+        tasks=(
+            *_needles({(512, 1): 6, (1024, 1): 3, (2048, 1): 2, (512, 3): 4, (1024, 3): 2}),
+            Task("recall", "recall", "recall", 4, 512, measure="share"),
+            *_text(1024, continuation=(4, 128), drift=(4, 64), own=own_text),
+        ),
+        speed=Speed(decode_batch=8, decode_context=2048, decode_steps=4, prefill_batch=1, prefill_context=1024),
+        budgets=(0.5, 0.25, 0.1),
+    )
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def paragraphs() -> tuple[str, ...]:
+    """Real English: the prose of Python's own reference, without its code, headings and marks, in a fixed order."""
+    from pydoc_data.topics import topics
+
+    found: dict[str, None] = {}  # a dict keeps order and drops the paragraphs that topics share
+    for _, text in sorted(topics.items()):
+        for block in re.split(r"\n\s*\n", text):
+            lines = [line.strip() for line in block.splitlines()]
+            indented = all(line.startswith("     ") for line in block.splitlines() if line.strip())
+            prose = " ".join(line for line in lines if line and not re.fullmatch(r"\W+", line))
+            prose = re.sub(r"\s+", " ", prose.replace('"', "").replace("*", "")).strip()
+            letters = sum(c.isalpha() or c == " " for c in prose)
+            code = indented or "::=" in prose or ">>>" in prose or "def " in prose
+            if not code and len(prose) > 120 and letters > 0.9 * len(prose) and prose[-1] in ".!?:":
+                found[prose] = None
+    return tuple(found)
+
+
+def sentences(seed: str) -> Iterator[str]:
+    """Endless sentences of real text, beginning at a place the seed chooses."""
+    text = paragraphs()
+    at = random.Random(seed).randrange(len(text))
+    while True:
+        for sentence in re.split(r"(?<=[.!?:]) (?=[A-Z])", text[at % len(text)]):
+            yield " " + sentence
+        at += 1
+
+
+DEFAULT_PROMPT_SEED = "picture"
+
+
+def default_prompt() -> str:
+    """The text on which the report draws what each method kept: real prose with one fact in it."""
+    lines = sentences(DEFAULT_PROMPT_SEED)
+    before = [next(lines) for _ in range(4)]
+    after = [next(lines) for _ in range(4)]
+    return "".join([*before, " The access code for lantern is 4917.", *after]).strip()
+
+
+# ---- the user's own text ---------------------------------------------------------------------------------------
+
+
+def read_input(path: str | Path) -> list[str]:
+    """Texts of a .txt, .md or .jsonl file. A line of jsonl has "text" or "prompt", or "turns" as Spec-Bench has."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; --input takes one .txt, .md or .jsonl file")
+    try:
+        raw = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"no file {path}; --input takes a .txt, .md or .jsonl file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if not raw.strip():
+        raise InputError(f"{path} is empty")
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+        return [raw]
+    texts = [_line_text(path, n, line) for n, line in enumerate(raw.splitlines(), 1) if line.strip()]
+    return [text for text in texts if text.strip()] or _nothing(path)
+
+
+def _line_text(path: Path, number: int, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {number} is not JSON: {error.msg}") from None
+    if isinstance(row, str):
+        return row
+    if isinstance(row, dict):
+        for key in ("text", "prompt"):
+            if isinstance(row.get(key), str):
+                return row[key]
+        turns = row.get("turns")
+        if isinstance(turns, list) and all(isinstance(t, str) for t in turns):
+            return "\n\n".join(turns)
+    has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+    raise InputError(f'{path}, line {number} has no "text", "prompt" or "turns" (it has {has})')
+
+
+def _nothing(path: Path) -> list[str]:
+    raise InputError(f"{path} holds no text")
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of one task, as token ids."""
+
+    task: Task
+    index: int
+    prompt: list[int]
+    tail: list[int]  # read after the decision; tail[0] is never scored
+    scored: list[int] = field(default_factory=list)  # indexes into tail
+
+
+class Reader:
+    """A tokenizer as the tasks need it: text to ids without special tokens, and the prefix prompts begin with."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        plain = self.ids("a")
+        special = list(tokenizer("a")["input_ids"])
+        at = next((i for i in range(len(special)) if special[i : i + len(plain)] == plain), 0)
+        self.prefix: list[int] = special[:at]
+
+    def ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def stretch(self, lines: Iterator[str], length: int) -> list[list[int]]:
+        """Sentences as ids, exactly `length` tokens in all; the last sentence is cut."""
+        taken: list[list[int]] = []
+        while length > 0:
+            ids = self.ids(next(lines))[:length]
+            taken.append(ids)
+            length -= len(ids)
+        return taken
+
+
+def build(task: Task, index: int, seed: int, reader: Reader, own: list[str] | None = None) -> Sample:
+    """The sample: the same for the same task, index, seed and tokenizer, wherever and whenever it is built."""
+    key = f"{seed}/{task.kind}/{task.needles}/{task.length}/{index}"
+    if task.kind == "needle":
+        return _needle(task, index, key, reader)
+    if task.kind == "recall":
+        return _recall(task, index, key, reader)
+    return _stretch(task, index, key, reader, own)
+
+
+def _needle(task: Task, index: int, key: str, reader: Reader) -> Sample:
+    # One key for both settings: the same text and needle, asked after the choice or before it.
+    rng = random.Random(key)
+    words = rng.sample(WORDS, task.needles)
+    codes = rng.sample(range(1000, 10000), task.needles)
+    facts = [reader.ids(f" The access code for {w} is {c}.") for w, c in zip(words, codes, strict=True)]
+    question = reader.ids(f"\n\nThe access code for {words[0]} is")
+    answer = reader.ids(f"\n\nThe access code for {words[0]} is {codes[0]}")[len(question) :]
+    held_back = 1 if task.question_seen else len(question)
+    room = task.length - len(reader.prefix) - sum(map(len, facts)) - (len(question) - held_back)
+    text = reader.stretch(sentences(key), room)
+    # Each fact stands between two sentences, anywhere but at the very end, where a window would see it.
+    for place, fact in sorted(
+        zip(rng.sample(range(max(len(text), task.needles)), task.needles), facts, strict=True), reverse=True
+    ):
+        text.insert(place, fact)
+    context = reader.prefix + [i for sentence in text for i in sentence]
+    whole = context + question
+    cut = len(whole) - held_back
+    tail = whole[cut:] + answer
+    return Sample(task, index, whole[:cut], tail, list(range(held_back, len(tail))))
+
+
+def _recall(task: Task, index: int, key: str, reader: Reader) -> Sample:
+    rng = random.Random(key)
+    items = rng.sample(ITEMS, 16)
+    lines = [f"{n}. {item}\n" for n, item in enumerate(items, 1)]
+    listed = reader.ids("Shopping list:\n" + "".join(lines) + "\n")
+    ask = reader.ids("\n\nThe shopping list again:\n")
+    filler = reader.stretch(sentences(key), max(0, task.length - len(reader.prefix) - len(listed)))
+    prompt = reader.prefix + listed + [i for sentence in filler for i in sentence]
+    tail, scored = list(ask), []
+    for n, item in enumerate(items, 1):
+        tail += reader.ids(f"{n}.")
+        word = reader.ids(f"{n}. {item}")[len(reader.ids(f"{n}.")) :]
+        scored += range(len(tail), len(tail) + len(word))
+        tail += word + reader.ids("\n")
+    return Sample(task, index, prompt, tail, scored)
+
+
+def _stretch(task: Task, index: int, key: str, reader: Reader, own: list[str] | None) -> Sample:
+    """Text and what really follows it. For drift the tail is what the untouched model writes: filled in later."""
+    follow = task.tail if task.kind == "continuation" else 0
+    if task.own_text:
+        if own is None:
+            raise InputError("a task on your own text needs --input")
+        ids = _own_ids(reader, own, index, task.samples, task.length + follow)
+    else:
+        ids = [i for s in reader.stretch(sentences(key), task.length - len(reader.prefix) + follow) for i in s]
+    ids = reader.prefix + ids
+    # What the file is too short for comes off the prompt first, but never more than half of it.
+    cut = len(ids) - min(follow, len(ids) // 2) - 1
+    tail = ids[cut:] if follow else ids[-1:]
+    return Sample(task, index, ids[: cut if follow else -1], tail, list(range(1, len(tail))))
+
+
+def _own_ids(reader: Reader, own: list[str], index: int, samples: int, length: int) -> list[int]:
+    """A piece of the user's texts: text after text, and different places of a text that is long enough."""
+    ids = _own_tokens(reader, own[index % len(own)])
+    turn, turns = index // len(own), -(-samples // len(own))
+    start = max(0, len(ids) - length) * turn // max(1, turns - 1) if turns > 1 else 0
+    return ids[start : start + length]
+
+
+def _own_tokens(reader: Reader, text: str) -> list[int]:
+    return reader.ids(text)
+
+
+def own_texts(path: str | Path, reader: Reader, needed: int, context: int) -> tuple[list[str], list[str]]:
+    """The usable texts of a file and notes for the user about what was left out or cut."""
+    texts = read_input(path)
+    lengths = [len(reader.ids(text)) for text in texts]
+    usable = [text for text, n in zip(texts, lengths, strict=True) if n >= MIN_INPUT_TOKENS]
+    notes = []
+    if not usable:
+        raise InputError(
+            f"{path} is too short: its longest text has {max(lengths)} tokens, "
+            f"and there must be at least {MIN_INPUT_TOKENS} for anything to be dropped and measured"
+        )
+    if len(usable) < len(texts):
+        notes.append(f"{len(texts) - len(usable)} of {len(texts)} texts have under {MIN_INPUT_TOKENS} tokens: left out")
+    if max(lengths) > context:
+        notes.append(f"the model reads {context} tokens at most; longer texts are read in pieces of {needed}")
+    elif max(lengths) > needed:
+        notes.append(f"pieces of {needed} tokens are read of texts that are longer (up to {max(lengths)})")
+    return usable, notes

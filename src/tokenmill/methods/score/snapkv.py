@@ -1,0 +1,35 @@
+"""SnapKV: keep what the newest queries look at, and its neighbours.
+
+    s_t = maxpool_kernel( sum over the newest `window` queries q of softmax_t(q k_t) ),  mean over a group's heads
+    s_t = infinity for the newest `window` tokens themselves
+
+Li et al., "SnapKV: LLM Knows What You Are Looking for Before Generation", 2024.
+
+Differs: the paper repeats keys for grouped heads and chooses for each query head; here the heads that share a
+key choose together.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokenmill.method import method
+from tokenmill.ops.attention import attention, by_group
+from tokenmill.ops.select import newest, protect
+from tokenmill.ops.windows import max_pool
+from tokenmill.types import Trace
+
+
+@method(
+    title="SnapKV: LLM Knows What You are Looking for Before Generation",
+    paper="arXiv:2404.14469",
+    year=2024,
+    needs=("queries",),
+)
+def snapkv(trace: Trace, *, window: int = 32, kernel: int = 5) -> Tensor:
+    looked = attention(trace, last=window).sum(2)  # (B, H, T)
+    looked = looked.unflatten(1, (-1, trace.groups))  # (B, K, G, T)
+    b, k, g, t = looked.shape
+    before = ~newest(trace.filled, window)[:, :, None]  # the window votes, but is not voted on
+    pooled = max_pool((looked * before).flatten(1, 2), kernel)  # (B, H, T)
+    return protect(by_group(pooled, k), trace, window=window)  # (B, K, T)

@@ -1,0 +1,200 @@
+"""Put a model under the engine, and take it back out as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from tokenmill.errors import InputError, ModelError, RecipeError
+from tokenmill.method import Method, Recipe
+from tokenmill.method import recipe as as_recipe
+from tokenmill.models.architectures import TESTED, Decoder, decoder_of
+from tokenmill.models.cache import MillCache
+from tokenmill.models.engine import NAME, Pass
+from tokenmill.models.plan import Plan, plan_of
+
+_checked: set[tuple[type, str]] = set()  # model classes whose walk was compared with their own forward
+
+
+class Engine:
+    """Stands in for the forward of a model's decoder while the model is under a recipe."""
+
+    def __init__(self, model: Any, recipe: Recipe):
+        self.decoder: Decoder = decoder_of(model)
+        self.recipe = recipe
+        self.plan = plan_of(recipe, self.decoder)
+        self.cache: MillCache | None = None  # of the newest pass
+        self.tree: tuple[Tensor, Tensor] | None = None  # depths (Q,), ancestors (Q, Q) of the next pass
+        self.last: Pass | None = None
+        self.observe: Any = None  # see Pass.observe
+        self._plans: dict[Recipe, Plan] = {recipe: self.plan}
+
+    def new_cache(self) -> MillCache:
+        return MillCache(self.recipe, len(self.decoder.layers))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """The decoder's forward: ids (B, Q) to hidden states (B, Q, E)."""
+        for asked in ("output_attentions", "output_hidden_states"):
+            if kwargs.get(asked):
+                raise RecipeError(f"{asked}=True: the engine does not keep them; ask the model outside of applied()")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give either input_ids or inputs_embeds")
+        given = input_ids if input_ids is not None else inputs_embeds
+        assert given is not None
+        if given.shape[1] == 0:
+            raise InputError("the prompt is empty; give at least one token")
+        cache = self._cache(past_key_values)
+        positions = self._positions(cache, given.shape[0], given.shape[1], attention_mask, position_ids, given.device)
+        self.cache = cache
+        cache.broken = "a forward pass on this cache ended in an error, so it is incomplete; start again with a new cache"
+        if self.plan.walker is not None:
+            hidden = self._row_by_row(cache, input_ids, inputs_embeds, positions)
+        else:
+            hidden = self._pass(cache, input_ids, inputs_embeds, positions)
+        cache.broken = ""
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden, past_key_values=cache if use_cache is not False else None)
+
+    def _pass(self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor) -> Tensor:
+        plan = self._plans.get(cache.recipe) or plan_of(cache.recipe, self.decoder)
+        self._plans[cache.recipe] = plan
+        tree = None
+        if self.tree is not None:
+            tree, self.tree = self.tree[1], None
+        current = Pass(self.decoder, plan, cache, positions, tree)
+        current.observe = self.observe
+        at = positions if not cache.shift else positions - cache.shift[0][:, None]
+        embed, given = (self.decoder.embed, ids) if ids is not None else (self.decoder.place, embeds)
+        assert given is not None
+        hidden = embed(given, at.clamp(min=0))
+        hidden = current.run_walking(hidden) if plan.walker is not None else current.run(hidden)
+        current.finish()
+        self.last = current
+        return hidden
+
+    def _row_by_row(self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor) -> Tensor:
+        """Rows choose different tokens at every layer, so each walks alone. Only the last hidden state is defined."""
+        if not cache.rows:
+            cache.rows = [MillCache(cache.recipe, len(cache.stores)) for _ in range(len(positions))]
+        given = ids if ids is not None else embeds
+        assert given is not None
+        out = []
+        for row, own in enumerate(cache.rows):
+            real = positions[row] >= 0
+            one = given[row : row + 1, real]
+            out.append(self._pass(own, *((one, None) if ids is not None else (None, one)), positions[row : row + 1, real]))
+        hidden = torch.cat(out)  # (B, 1, E)
+        cache.columns += positions.shape[1]
+        new = (positions >= 0).sum(-1)
+        cache.seen = new if cache.seen is None else cache.seen + new
+        cache.generated += positions.shape[1] == 1
+        cache.token_layers = sum(own.token_layers for own in cache.rows)
+        cache.peak = max(cache.peak, cache.nbytes)
+        return hidden.expand(-1, positions.shape[1], -1)
+
+    def _cache(self, past: Any) -> MillCache:
+        if past is None or (not isinstance(past, MillCache) and past.get_seq_length() == 0):
+            return self.new_cache()
+        if not isinstance(past, MillCache):
+            raise RecipeError(
+                f"a filled {type(past).__name__} was made without the recipe; start from the whole prompt inside applied()"
+            )
+        if past.broken:
+            raise RecipeError(past.broken)
+        return past
+
+    def _positions(
+        self, cache: MillCache, rows: int, new: int, mask: Tensor | None, ids: Tensor | None, device: torch.device
+    ) -> Tensor:
+        """Absolute positions (B, Q), -1 for padding: how many real tokens of the row came before."""
+        seen = cache.seen if cache.seen is not None else torch.zeros(rows, dtype=torch.long, device=device)
+        if len(seen) != rows:
+            raise InputError(f"the cache holds {len(seen)} rows and the input has {rows}")
+        if self.tree is not None:
+            return seen[:, None] + self.tree[0]
+        if mask is not None and mask.ndim != 2:
+            raise RecipeError("the engine builds its masks from positions; give a 2D attention_mask (1 = token, 0 = padding)")
+        if mask is None:
+            positions = seen[:, None] + torch.arange(new, device=device)
+        else:
+            real = mask[:, -new:].bool()
+            positions = torch.where(real, seen[:, None] + real.cumsum(-1) - 1, -1)
+            if not bool(real.any(-1).all()):
+                raise InputError("a row of the batch is all padding; every row needs at least one token")
+        if ids is not None and not bool(((ids == positions) | (positions < 0)).all()):
+            raise RecipeError("position_ids differ from the order of the tokens; packed sequences are not supported")
+        return positions
+
+
+@contextmanager
+def applied(model: Any, recipe: str | Method | Recipe | None = None) -> Iterator[Engine]:
+    """Run a Hugging Face model under a recipe: `with applied(model, "h2o(budget=0.2)"): model.generate(...)`.
+
+    Inside, forward, generate and pipelines use the engine and return caches that hold what the recipe keeps.
+    On leaving, also by an exception, the model is bit for bit what it was. Draft methods need the loop of
+    `tokenmill.generate`.
+
+    Raises RecipeError for a recipe that cannot run on this model, ModelError for a model that is no decoder.
+    """
+    wanted = as_recipe(recipe)
+    if (draft := wanted.get("draft")) is not None:
+        raise RecipeError(f"{draft!r} drafts several tokens a step, which needs Tokenmill's own loop: tokenmill.generate")
+    with engaged(model, wanted) as engine:
+        yield engine
+
+
+@contextmanager
+def engaged(model: Any, recipe: Recipe) -> Iterator[Engine]:
+    """`applied`, for loops of Tokenmill's own."""
+    engine = Engine(model, recipe)
+    _self_check(model, engine)
+    with _installed(model, engine):
+        yield engine
+
+
+@contextmanager
+def _installed(model: Any, engine: Engine) -> Iterator[None]:
+    base = engine.decoder.base
+    before_forward = base.__dict__.get("forward")
+    before_attention = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    base.forward = engine.forward
+    try:
+        yield
+    finally:
+        if before_forward is None:
+            del base.forward
+        else:
+            base.forward = before_forward
+        model.set_attn_implementation(before_attention)
+
+
+def _self_check(model: Any, engine: Engine) -> None:
+    """Families outside the test-suite: compare the walk with the model's own forward once, and refuse if they differ."""
+    key = (type(model), engine.decoder.kind)
+    if engine.decoder.kind in TESTED or key in _checked:
+        return
+    ids = torch.arange(5, 13, device=engine.decoder.device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        own = model(ids).logits.float()
+        with _installed(model, Engine(model, Recipe(()))):
+            walked = model(ids).logits.float()
+    if not torch.allclose(own, walked, atol=1e-2 * float(own.std())):
+        raise ModelError(
+            f"'{engine.decoder.kind}' is built differently from the decoders the engine knows "
+            f"(logits differ by {float((own - walked).abs().max()):.2g}); it knows {', '.join(TESTED)}"
+        )
+    _checked.add(key)

@@ -1,0 +1,424 @@
+"""One forward pass under a recipe: the engine walks the model's layers, reads the cache, and acts on decisions.
+
+Layer by layer: the new tokens' keys and values enter the layer's store; the queries attend to what the store
+holds; the recipe's methods are shown a Trace when a decision is due; what they drop is freed before the next
+layer runs. The layers themselves (projections, norms, feed-forward) are the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tokenmill.models.architectures import Decoder
+from tokenmill.models.cache import MillCache, Store
+from tokenmill.models.lanes import SLACK, Lanes, View, compact
+from tokenmill.models.parts import Shared
+from tokenmill.models.plan import Plan, newest
+from tokenmill.types import Depth, Step, Trace
+
+NAME = "tokenmill"
+
+
+class _Handover:
+    """Given to a layer as its cache: keys and values pass through, the attention function stores them."""
+
+    @staticmethod
+    def update(keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+
+class Pass:
+    """One forward pass over new tokens of all rows."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        plan: Plan,
+        cache: MillCache,
+        positions: Tensor,  # (B, Q) absolute, -1 = padding
+        tree: Tensor | None = None,  # (Q, Q) bool: which new tokens each new token sees
+    ):
+        self.decoder, self.plan, self.cache, self.positions, self.tree = decoder, plan, cache, positions, tree
+        self.valid = None if bool((positions >= 0).all()) else positions >= 0
+        self.new = positions.shape[1]
+        self.store_only = False  # a skipped layer stores keys and values and attends to nothing
+        self.visible: Tensor | None = None  # (M,) positions the queries may see, for methods that walk
+        self.pending: dict[int, Tensor] = {}  # queries of a tree, until it is known which nodes are accepted
+        self.stored: set[int] = set()  # layers that stored this pass's tokens
+        self.merged: set[int] = set()
+        self.observe: Callable[[int, Trace], None] | None = None  # recording: shown every layer's trace, nothing settled
+        self._mask: tuple[int, Tensor] | None = None  # the causal mask that even layers share
+
+    # ---- the walk ----
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """Hidden states (B, Q, E) through the layers that the recipe runs, and the final norm."""
+        depth = self._depth()
+        angles: dict[Any, Any] = {}
+        for index, layer in enumerate(self.decoder.layers):
+            shift = self.cache.shift[index] if self.cache.shift else None
+            key = (self.decoder.types[index], None if shift is None else tuple(shift.tolist()))
+            if key not in angles:
+                turned = self.positions if shift is None else self.positions - shift[:, None]
+                angles[key] = self.decoder.angles(hidden, turned.clamp(min=0), index)
+            if depth is None or index in depth.layers:
+                hidden = self._layer(layer, hidden, angles[key])
+                self.cache.token_layers += self.positions.numel()
+            elif depth.fill == "carry":
+                self.store_only = True
+                normed = getattr(layer, self.decoder.input_norm)(hidden)
+                self._call(getattr(layer, self.decoder.attention), normed, angles[key])
+                self.store_only = False
+        return self.decoder.final_norm(hidden)
+
+    def _call(self, module: Any, hidden: Tensor, angles: Any) -> Any:
+        return module(
+            hidden,
+            attention_mask=None,
+            position_embeddings=angles,
+            position_ids=self.positions,
+            past_key_values=_Handover,
+            use_cache=True,
+            tokenmill=self,
+        )
+
+    def _layer(self, layer: Any, hidden: Tensor, angles: Any) -> Tensor:
+        out = self._call(layer, hidden, angles)
+        return out[0] if isinstance(out, tuple) else out
+
+    def _depth(self) -> Depth | None:
+        if self.plan.skip is None:
+            return None
+        layers = len(self.decoder.layers)
+        return self.plan.skip(Step(int(self.positions.max()), self.cache.generated, layers))
+
+    def run_walking(self, hidden: Tensor) -> Tensor:
+        """The walk of one row under a method that drops tokens between layers and may revive them later.
+
+        At every layer: `active` are the tokens this pass still looks at. Those of them whose keys the layer
+        lacks are computed now, from hidden states that either come up from the layer below or wait in the stash
+        since they were dropped before this layer.
+        """
+        cache, plan = self.cache, self.plan
+        assert plan.walker is not None
+        if not cache.stash:
+            cache.stash = [(self.positions[0, :0], hidden[0, :0]) for _ in self.decoder.layers]
+        old = cache.stores[0].lanes.view()[2][0, 0] if cache.stores[0].lanes.rows else self.positions[0, :0]
+        active = torch.cat([old.to(self.positions.dtype), self.positions[0]]).sort().values  # (A,)
+        now, last = self.positions[0], int(self.positions.max())  # positions of the rows of `hidden`
+        for index, layer in enumerate(self.decoder.layers):
+            store, (at, stashed) = cache.stores[index], cache.stash[index]
+            revived = torch.isin(at, active)
+            if bool(revived.any()):
+                hidden, now = torch.cat([stashed[revived][None], hidden], 1), torch.cat([at[revived], now])
+                order = now.argsort()
+                hidden, now = hidden[:, order], now[order]
+                cache.stash[index] = at[~revived], stashed[~revived]
+                cache.revived += int(revived.sum())
+            self.positions, self.visible, self.new = now[None], active, len(now)
+            angles = self.decoder.angles(hidden, self.positions, index)
+            hidden = self._layer(layer, hidden, angles)
+            cache.token_layers += len(now)
+            if index + 1 == len(self.decoder.layers):
+                break
+            keep = plan.walker(self._walk_trace(index, store, active))
+            seen = self._active_slots(store, active)
+            following = store.lanes.view()[2][0, 0][seen][keep.mask[0, 0]].to(now.dtype).sort().values
+            going = torch.isin(now, following)
+            if not bool(going.all()):
+                at, stashed = cache.stash[index + 1]
+                cache.stash[index + 1] = torch.cat([at, now[~going]]), torch.cat([stashed, hidden[0, ~going]])
+            hidden, now, active = hidden[:, going], now[going], following
+        self.visible = None
+        return self.decoder.final_norm(hidden[:, now == last])
+
+    @staticmethod
+    def _active_slots(store: Store, active: Tensor) -> Tensor:
+        return torch.isin(store.lanes.view()[2][0, 0], active.to(torch.int32))
+
+    def _walk_trace(self, index: int, store: Store, active: Tensor) -> Trace:
+        seen = self._active_slots(store, active)
+        keys, values, positions = (x[:, :, seen] for x in store.lanes.view())
+        queries = self.pending.pop(index)[:, :, -1:]
+        return self._trace(index, (keys, values, positions), queries, self.positions[:, -1:])
+
+    # ---- attention ----
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """queries (B, H, Q, D) over the layer's store and the new keys, values (B, K, Q, D): (B, H, Q, D)."""
+        store = self.cache.stores[layer]
+        fresh = not store.lanes.rows and not store.parts
+        store.lanes.append(keys, values, self.positions, self.valid)
+        self.stored.add(layer)
+        if self.store_only:
+            return torch.zeros_like(queries[..., : values.shape[-1]])
+        window = self.decoder.windows[layer]
+        if (
+            fresh  # nothing older, and whatever walks sees all that is new
+            and self.new > 1
+            and self.valid is None
+            and self.tree is None
+            and self.plan.select is None
+            and (window is None or self.new <= window)
+        ):
+            grouped = queries.shape[1] != keys.shape[1]
+            out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
+        else:
+            out = self._read(layer, store, queries, scale, window)
+        if self.tree is not None or self.plan.walker is not None:
+            self.pending[layer] = queries
+        else:
+            self.settle(layer, queries, scale)
+        return out
+
+    def _read(self, layer: int, store: Store, queries: Tensor, scale: float, window: int | None) -> Tensor:
+        held = store.lanes.n
+        within = window is None or held <= window
+        groups = queries.shape[1] // self._heads(store)
+        folded = queries.reshape(queries.shape[0], -1, groups * self.new, queries.shape[3])  # (B, K, G Q, D)
+        if self.plan.select is not None:
+            view = self._selected(layer, store, queries, scale)
+        elif store.lanes.ragged and not store.parts and self.visible is None:
+            return self._read_lanes(store.lanes, folded, groups, scale, window).reshape(*queries.shape[:3], -1)
+        else:
+            view = store.view()
+        keys, values, positions = view
+        even = store.even and self.visible is None and self.valid is None and within and self.plan.select is None
+        if even and self.new == 1:
+            mask = None
+        elif even:
+            mask = self._shared_mask(held, groups)
+        else:
+            mask = self._mask_of(positions, window, store)
+            mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)  # (B, K, G Q, T)
+        out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+        return out.reshape(*queries.shape[:3], -1)
+
+    @staticmethod
+    def _heads(store: Store) -> int:
+        return store.lanes.heads or store.parts[0].positions.shape[1]
+
+    def _shared_mask(self, held: int, groups: int) -> Tensor:
+        """Everything older is seen; among the new tokens the tree decides, or their order: (G Q, T)."""
+        if self._mask is None or self._mask[0] != held:
+            mask = torch.ones(self.new, held, dtype=torch.bool, device=self.positions.device)
+            mask[:, -self.new :] = mask[:, -self.new :].tril() if self.tree is None else self.tree
+            self._mask = held, mask.repeat(groups, 1)
+        return self._mask[1]
+
+    def _mask_of(self, positions: Tensor, window: int | None, store: Store) -> Tensor:
+        """From positions alone: (B, K, Q, T). Padding queries see everything, so that nothing becomes NaN."""
+        at = self.positions[:, None, :, None]  # (B, 1, Q, 1)
+        slot = positions[:, :, None, :]  # (B, K, 1, T)
+        mask = (slot >= 0) & (slot <= at)
+        if window is not None:
+            mask &= at - slot < window
+        if self.visible is not None:
+            mask &= torch.isin(slot, self.visible.to(slot.dtype))
+        if self.tree is not None:
+            # The tree's nodes are each lane's newest slots; several share a position, so ancestry decides.
+            index = torch.arange(positions.shape[2], device=positions.device)
+            offset = positions.shape[2] - store.lanes.n  # slots of parts come first
+            node = index - offset - (store.lanes.count() - self.new)[..., None]  # (B, K, T)
+            related = self.tree[:, node.clamp(0, self.new - 1)].permute(1, 2, 0, 3)  # (B, K, Q, T)
+            mask = torch.where((node >= 0)[:, :, None], related & mask, mask)
+        return mask | (at < 0)
+
+    def _read_lanes(self, lanes: Lanes, folded: Tensor, groups: int, scale: float, window: int | None) -> Tensor:
+        """Heads that keep different counts: lane by lane, so that no lane is padded to the longest."""
+        out = folded.new_empty(*folded.shape[:3], lanes.values.shape[-1])
+        for b, k, keys, values, positions in lanes.lanes():
+            mask = None
+            if self.new > 1 or window is not None or self.valid is not None:
+                at = self.positions[b][:, None]  # (Q, 1)
+                mask = positions <= at
+                if window is not None:
+                    mask &= at - positions < window
+                if self.tree is not None:
+                    mask[:, -self.new :] &= self.tree
+                mask = (mask | (at < 0)).repeat(groups, 1)
+            out[b, k] = F.scaled_dot_product_attention(
+                folded[b, k][None], keys[None], values[None], attn_mask=None if mask is None else mask[None], scale=scale
+            )[0]
+        return out
+
+    def _selected(self, layer: int, store: Store, queries: Tensor, scale: float) -> View:
+        """Only the slots that the recipe's choice lets this pass attend to."""
+        assert self.plan.select is not None
+        view = store.view()
+        trace = self._trace(layer, view, queries, self.positions, scale)
+        keep, store.state = self.plan.select(trace, store.state)
+        mask = keep.mask & trace.filled
+        return compact(view[0], mask), compact(view[1], mask), compact(view[2], mask, -1)
+
+    # ---- decisions ----
+
+    def settle(self, layer: int, queries: Tensor, scale: float) -> None:
+        """After a layer has attended: drop what left its window, then let the recipe's methods decide if it is time."""
+        store, window, plan = self.cache.stores[layer], self.decoder.windows[layer], self.plan
+        if self.observe is not None:
+            self._leave_window(store, window, layer)
+            self.observe(layer, self._trace(layer, store.view(), queries, self.positions, scale))
+            return
+        if window is not None and store.n > window + (SLACK if self.new == 1 else 0):
+            self._leave_window(store, window, layer)
+        if plan.idle:
+            return
+        if plan.keep is not None:
+            self._evict(layer, store, queries, scale)
+        store.unpacked += self.new
+        if plan.quantize is not None:
+            self._pack(layer, store, queries, scale)
+        if plan.merge is not None and layer and (self.new > 1 or store.unpacked >= plan.merge.card.every):
+            self._join(layer, store, scale, queries)
+
+    def _leave_window(self, store: Store, window: int | None, layer: int) -> None:
+        if window is None:
+            return
+        positions = store.view()[2]
+        newest_seen = self.positions.max(-1).values[:, None, None]
+        mask = (positions > newest_seen - window) & (positions >= 0)
+        if not bool((mask == (positions >= 0)).all()):
+            self._drop(layer, store, mask, self.plan.renumbers)
+
+    def _evict(self, layer: int, store: Store, queries: Tensor, scale: float) -> None:
+        plan = self.plan
+        assert plan.watcher is not None
+        store.fresh += self.new
+        due = self.new > 1 or store.fresh >= plan.every
+        if plan.watcher.stateful:
+            trace = self._trace(layer, store.view(), queries, self.positions, scale)
+            store.state = _widened(store.state, trace.positions)
+            scores, store.state = plan.score(trace, store.state)
+        else:
+            if plan.queries != 0:
+                store.queries.append((queries, self.positions))
+            if not due:
+                return
+            shown, at = queries[:, :, :0], self.positions[:, :0]
+            if store.queries:
+                held = [torch.cat(x, dim) for x, dim in zip(zip(*store.queries, strict=True), (2, 1), strict=True)]
+                shown, at = newest(held[0], held[1], plan.queries)
+            trace = self._trace(layer, store.view(), shown, at, scale)
+            scores = plan.score(trace, None)[0] if plan.scores else None
+        if not due:
+            return
+        keep = plan.spend(trace, scores)
+        store.queries, store.fresh = [], 0
+        if not bool((keep.mask == trace.filled).all()):
+            self._drop(layer, store, keep.mask & trace.filled, keep.renumber)
+
+    def _pack(self, layer: int, store: Store, queries: Tensor, scale: float) -> None:
+        assert self.plan.quantize is not None
+        store.probes.append((queries, self.positions))
+        if self.new == 1 and store.unpacked < self.plan.quantize.card.every:
+            return
+        shown = torch.cat([q for q, _ in store.probes], 2)
+        at = torch.cat([p for _, p in store.probes], 1)
+        store.pack(self.plan.quantize(self._trace(layer, store.lanes.view(), shown, at, scale)))
+        store.probes, store.unpacked = [], 0
+
+    def _drop(self, layer: int, store: Store, mask: Tensor, renumber: bool) -> None:
+        before = torch.arange(mask.shape[2], device=mask.device).expand_as(mask)
+        store.keep(mask)
+        if renumber:
+            self.cache.renumbered(layer, self.decoder.rotaries[layer], compact(before, mask))
+
+    def _join(self, layer: int, store: Store, scale: float, queries: Tensor) -> None:
+        below = self.cache.stores[layer - 1]
+        if layer - 1 in self.merged or not below.lanes.n:
+            return
+        views = below.lanes.view(), store.lanes.view()
+        traces = (self._trace(i, v, queries[:, :, :0], self.positions[:, :0], scale) for i, v in zip((layer - 1, layer), views, strict=True))
+        assert self.plan.merge is not None
+        merge = self.plan.merge(*traces)
+        store.unpacked = below.unpacked = 0
+        if merge is None:
+            return
+        for holder, part in zip((below, store), Shared.pair(*views, merge), strict=True):
+            holder.parts.append(part)
+            holder.lanes = Lanes()
+        self.merged |= {layer - 1, layer}
+
+    def _trace(self, layer: int, view: View, queries: Tensor, at: Tensor, scale: float | None = None) -> Trace:
+        window = self.decoder.windows[layer]
+        seen = self.positions.max(-1).values + 1  # (B,)
+        return Trace(
+            keys=view[0],
+            values=view[1],
+            positions=view[2],
+            queries=queries,
+            query_positions=at,
+            seen=seen if window is None else seen.clamp(max=window),
+            layer=layer,
+            layers=len(self.decoder.layers),
+            scale=scale or self._scale(layer),
+            rotary=self.decoder.rotaries[layer],
+            window=window,
+            prompt=self.cache.generated == 0,
+            generated=self.cache.generated,
+        )
+
+    def _scale(self, layer: int) -> float:
+        return getattr(self.decoder.layers[layer], self.decoder.attention).scaling
+
+    # ---- the end of a pass ----
+
+    def finish(self) -> None:
+        """Account for the pass, once every layer has run."""
+        cache = self.cache
+        cache.columns += self.new
+        new = (self.positions >= 0).sum(-1)
+        cache.seen = new if cache.seen is None else cache.seen + new
+        cache.generated += self.new == 1
+        self._account()
+
+    def accept(self, accepted: Tensor) -> None:
+        """Of the tree's nodes keep these (A,), in order, and only now let the recipe decide about them."""
+        cache = self.cache
+        before = self.positions[:, 0] - 1
+        for layer in self.stored:
+            cache.stores[layer].lanes.keep_tail(self.new, accepted)
+        self.positions, self.tree = self.positions[:, accepted], None
+        dropped = self.new - len(accepted)
+        self.new = len(accepted)
+        cache.columns -= dropped
+        cache.seen = before + 1 + self.new
+        for layer, queries in self.pending.items():
+            self.settle(layer, queries[:, :, accepted], self._scale(layer))
+        self.pending = {}
+        self._account()
+
+    def _account(self) -> None:
+        cache = self.cache
+        if self.plan.renumbers and cache.seen is not None:
+            cache.shift = [cache.seen - store.lanes.count()[:, 0] for store in cache.stores]
+        cache.peak = max(cache.peak, cache.nbytes)
+
+
+def _widened(state: Any, positions: Tensor) -> Any:
+    """Per-slot state, zero for the slots that are new."""
+    if state is None:
+        return None
+    return F.pad(state, (0, positions.shape[2] - state.shape[2]))
+
+
+def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    """What transformers calls for attention; outside a pass of ours it is plain sdpa."""
+    current = kwargs.pop("tokenmill", None)
+    if current is None:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+    out = current.attend(module.layer_idx, query, key, value, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,165 @@
+"""Load a model and its tokenizer: the default one, a Hugging Face name, or a local folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from tokenmill.errors import ModelError, did_you_mean
+from tokenmill.models.default import NAME, default_model
+
+
+def load(
+    name: str | os.PathLike[str] = NAME,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A decoder in eval mode and its tokenizer.
+
+    `name` is "smollm2" (the default model, no network), a name on the Hugging Face Hub, or a local folder.
+    Raises ModelError, in one line, for what is missing, not reachable, or not a decoder.
+    """
+    dtype, device = _dtype(dtype), _device(device)
+    where = str(name)
+    with _quiet():
+        if where == NAME:
+            where = str(default_model())
+        elif not Path(where).expanduser().exists():
+            _refuse_missing_folder(where)
+        else:
+            where = str(Path(where).expanduser())
+        with _explained(str(name)):
+            config = AutoConfig.from_pretrained(where)
+            _refuse_other_kinds(str(name), config)
+            tokenizer = AutoTokenizer.from_pretrained(where)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                where, config=config, dtype=dtype, output_loading_info=True
+            )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"'{name}' lacks {len(missing)} of its weights, such as {missing[0]}; get a complete copy of it")
+    return model.to(device).eval(), tokenizer
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelError(f"no dtype '{dtype}' to load a model in; there is float32, bfloat16, float16")
+    return found
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        usable = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+        raise ModelError(f"no device '{device}' here; there is {', '.join(usable)}") from None
+    return torch.device(device)
+
+
+def _refuse_missing_folder(name: str) -> None:
+    """A name on the Hub is `word` or `word/word`; anything else was meant as a path."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+        raise ModelError(f"no folder '{name}'; give a folder with config.json, a Hugging Face name, or {NAME}")
+    if "/" not in name and did_you_mean(name, [NAME]).startswith("did you mean"):
+        raise ModelError(f"no model '{name}'; {did_you_mean(name, [NAME])}")
+
+
+def _refuse_other_kinds(name: str, config: PreTrainedConfig) -> None:
+    decoders = [cls if isinstance(cls, tuple) else (cls,) for cls in MODEL_FOR_CAUSAL_LM_MAPPING.values()]
+    known = {cls.__name__ for group in decoders for cls in group}
+    says = list(config.architectures or [])
+    bidirectional = getattr(config, "is_decoder", None) is False and not getattr(config, "is_encoder_decoder", False)
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = f"a {config.model_type} model"
+    elif says and not known.intersection(says):
+        kind = f"a {says[0]}"
+    elif bidirectional:
+        kind = f"a {config.model_type} encoder"
+    else:
+        return
+    raise ModelError(f"'{name}' is {kind}; Tokenmill runs decoders that predict the next token, such as {NAME}")
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What transformers says in a paragraph and a traceback, in one line."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise ModelError(_reason(name, error)) from error
+
+
+def _reason(name: str, error: Exception) -> str:
+    kinds = {type(e).__name__ for e in _chain(error)}
+    text = " ".join(str(error).split())
+    local = Path(name).expanduser().is_dir()
+    if "trust_remote_code" in text:
+        return f"'{name}' brings code of its own, which Tokenmill does not run; use a model that transformers knows"
+    if local and not (Path(name).expanduser() / "config.json").is_file():
+        return f"'{name}' holds no config.json; give the folder that save_pretrained wrote"
+    if local:
+        return f"cannot load '{name}': {text[:300]}"
+    if Path(name).is_file():
+        return f"'{name}' is a file; give the folder it lies in"
+    if "GatedRepoError" in kinds or "gated repo" in text:
+        return f"'{name}' is gated; accept its licence on its page and log in with: hf auth login"
+    if "RepositoryNotFoundError" in kinds or "HFValidationError" in kinds or "is not a valid model identifier" in text:
+        return f"no model '{name}' on the Hugging Face Hub (or it is private); give another name, a local folder, or {NAME}"
+    if kinds & OFFLINE or "couldn't connect" in text or "offline mode" in text:
+        return f"cannot reach the Hugging Face Hub for '{name}', and it is not cached here; give a local folder, or {NAME}"
+    return f"cannot load '{name}': {text[:300]}"
+
+
+OFFLINE = {
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "ConnectionError",
+    "ConnectError",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "ProxyError",
+    "SSLError",
+}
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's bars and notes about loading; its settings are put back."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+__all__: list[Any] = ["load"]

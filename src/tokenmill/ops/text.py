@@ -1,0 +1,30 @@
+"""Tokens as the text they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# Tokens decoded again before each one: enough for a decoder that looks back at a neighbour.
+BEFORE = 4
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text each id adds. A character split over several tokens stands at the last of them, the others are ''."""
+    if tokenizer is None:
+        return [f"{i} " for i in ids]
+    found: list[str] = []
+    start, done = 0, 0  # ids[start:done] is the shown neighbour, ids[done:i + 1] not yet shown
+    for i in range(len(ids)):
+        shown = _decode(tokenizer, ids[start:done])
+        text = _decode(tokenizer, ids[start : i + 1])
+        if text.endswith("\ufffd") and i + 1 < len(ids) and i - done < BEFORE:
+            found.append("")
+            continue
+        found.append(text[len(shown) :])
+        start, done = max(done, i + 1 - BEFORE), i + 1
+    return found
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

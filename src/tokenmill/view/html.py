@@ -1,0 +1,22 @@
+"""Coloured tokens as a piece of HTML that needs nothing from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from tokenmill.view.colour import background, shades, visible
+
+_BLOCK = "font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.7"
+
+
+def coloured(tokens: Sequence[str], scores: Iterable[float], title: str = "") -> str:
+    """One <div>: the tokens on the colours of their scores, the score itself shown on hovering. Text is escaped."""
+    values = list(scores)
+    spans = []
+    for token, score, shade in zip(tokens, values, shades(values), strict=True):
+        colour = background(shade)
+        style = f' style="background: {colour}; color: #111"' if colour else ""
+        spans.append(f'<span title="{score:.4g}"{style}>{escape(visible(token))}</span>')
+    head = f"<div><b>{escape(title)}</b></div>" if title else ""
+    return f'<div style="{_BLOCK}">{head}{"".join(spans)}</div>'
