@@ -45,6 +45,10 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "runs": (1, math.inf, False, "independent repetitions that are averaged"),
     "top": (1, math.inf, False, "how many of the likeliest tokens count as a hit"),
     "rationale": (1, math.inf, False, "tokens that are left in place when an explanation is tested"),
+    "safeguard": (0.0, 1.0, False, "share of the budget that each head is sure of"),
+    "steepness": (1, math.inf, False, "how far layer budgets fall: 1 = not at all"),
+    "rise": (0, math.inf, False, "added to the temperature for each token generated"),
+    "future": (1, math.inf, False, "places after the text that are looked ahead to"),
     "seed": (0, math.inf, False, "seed of the method's own noise"),
 }
 

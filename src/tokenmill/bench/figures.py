@@ -178,12 +178,13 @@ def best_first(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=place)
 
 
-WINNER = "the best aggregate quality among the rows that hold at most half of the untouched model's bytes"
+# A whole number of tokens a head and a few bytes of bookkeeping put a budget of one half slightly above it.
+HALF = 0.51
+WINNER = f"the best aggregate quality among the rows that hold at most half ({HALF:.0%}) of the untouched model's bytes"
 
 
 def winner(rows: Sequence[Row]) -> Row | None:
     """See WINNER; if no row holds so little, the best Pareto row that is not the untouched model."""
     ranked = [row for row in best_first(rows) if row.method != "full" and row.metrics.quality]
-    # A whole number of tokens a head and a few bytes of bookkeeping put a budget of one half slightly above it.
-    small = [row for row in ranked if (row.metrics.bytes_share or 1.0) <= 0.51]
+    small = [row for row in ranked if (row.metrics.bytes_share or 1.0) <= HALF]
     return next(iter(small or [row for row in ranked if row.metrics.pareto_bytes] or ranked), None)

@@ -24,7 +24,7 @@ except ImportError:  # Windows: SQLite's own lock still keeps two writers apart,
     fcntl = None  # type: ignore[assignment]
 
 SCHEMA = 1
-FILE, LOCK = "store.sqlite", "lock"
+FILE, PART, LOCK = "store.sqlite", ".store.part", "lock"
 TABLES = {
     "settings": "CREATE TABLE settings (value TEXT NOT NULL, digest TEXT NOT NULL)",
     "cells": (
@@ -52,29 +52,31 @@ class Store:
             raise
 
     def _open(self, settings: dict[str, Any], resume: bool) -> None:
-        others = [p.name for p in self.folder.iterdir() if p.name != LOCK]
+        others = [p.name for p in self.folder.iterdir() if p.name not in (LOCK, PART)]
         if others and not resume:
             what = "holds a run already" if FILE in others else f"is not empty ({', '.join(sorted(others)[:4])})"
             raise StoreError(f"{self.folder} {what}; give --resume to go on with it, or another --out")
         if others and FILE not in others:
             raise StoreError(f"nothing to resume in {self.folder}: it is not empty and has no {FILE}; use another --out")
         with self._said():
-            self._db = sqlite3.connect(self.file, isolation_level=None, timeout=5)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            if others and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                self._verify(settings)
-            else:  # new, or killed before its first write
+            if not others:  # new, or killed before it began
                 self._create(settings)
+            self._db = sqlite3.connect(self.file, isolation_level=None, timeout=5)
+            self._sql("PRAGMA journal_mode=WAL")
+            self._sql("PRAGMA synchronous=FULL")
+            self._verify(settings)
 
     def _create(self, settings: dict[str, Any]) -> None:
+        """The file appears whole, under its name, or not at all: one without tables is a damaged one."""
+        part = self.folder / PART
+        part.unlink(missing_ok=True)
         text = json.dumps(settings, sort_keys=True)
-        self._sql("BEGIN IMMEDIATE")
-        for statement in TABLES.values():
-            self._sql(statement)
-        self._sql("INSERT INTO settings VALUES (?, ?)", (text, _digest(text)))
-        self._sql(f"PRAGMA user_version={SCHEMA}")
-        self._sql("COMMIT")
+        with contextlib.closing(sqlite3.connect(part)) as db, db:
+            for statement in TABLES.values():
+                db.execute(statement)
+            db.execute("INSERT INTO settings VALUES (?, ?)", (text, _digest(text)))
+            db.execute(f"PRAGMA user_version={SCHEMA}")
+        os.replace(part, self.file)
 
     def _verify(self, settings: dict[str, Any]) -> None:
         damage = self._sql("PRAGMA quick_check").fetchone()[0]

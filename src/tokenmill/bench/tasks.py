@@ -12,7 +12,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ ITEMS = (
     "kitten letter magnet oxygen palace rocket singer ticket valley wallet parrot hotel potato table river "
     "stone bread chair cloud horse lemon mouse paper plant queen shirt snake spoon storm sugar tiger train truck"
 ).split()
+TAIL_ROOM = 160  # tokens that the longest question and answer of a task take
 MIN_INPUT_TOKENS = 96  # of the user's text: less leaves nothing to choose from
 
 
@@ -71,18 +72,22 @@ class Plan:
     budgets: tuple[float, ...]
     picture_tokens: int = 320  # of the prompt that the report draws
 
-    def scaled(self, context: int, vocabulary: int) -> Plan:
-        """The same plan for a model with a shorter context: lengths are cut to fit, tasks that cannot fit dropped."""
-        room = context - 160
-        tasks = tuple(t for t in self.tasks if t.length + t.tail + 64 <= context)
-        speed = self.speed
-        if speed.decode_context > room or speed.prefill_context > room:
-            fit = max(32, context // 2)
-            speed = Speed(
-                speed.decode_batch, min(fit, speed.decode_context), speed.decode_steps,
-                speed.prefill_batch, min(fit, speed.prefill_context), speed.turns,
-            )  # fmt: skip
-        return Plan(tasks, speed, self.budgets, min(self.picture_tokens, max(16, context - 16)))
+    def scaled(self, context: int) -> Plan:
+        """The same plan for a model with a shorter context: what does not fit is dropped, or measured at what fits."""
+        tasks = tuple(t for t in self.tasks if t.length + max(t.tail, TAIL_ROOM) <= context)
+        if not any(t.kind == "drift" for t in tasks):  # text can be read at any length
+            tasks += tuple(
+                replace(t, length=max(16, context - 2 * t.tail))
+                for t in self.tasks
+                if t.kind in ("continuation", "drift") and context >= 3 * t.tail
+            )
+        room = context - 1 - self.speed.turns * self.speed.decode_steps
+        speed = replace(
+            self.speed,
+            decode_context=min(self.speed.decode_context, room),
+            prefill_context=min(self.speed.prefill_context, room),
+        )
+        return replace(self, tasks=tasks, speed=speed, picture_tokens=min(self.picture_tokens, context - 1))
 
 
 def _needles(counts: dict[tuple[int, int], int]) -> Iterator[Task]:
@@ -323,31 +328,28 @@ def _stretch(task: Task, index: int, key: str, reader: Reader, own: list[str] | 
 
 def _own_ids(reader: Reader, own: list[str], index: int, samples: int, length: int) -> list[int]:
     """A piece of the user's texts: text after text, and different places of a text that is long enough."""
-    ids = _own_tokens(reader, own[index % len(own)])
+    ids = reader.ids(own[index % len(own)])
     turn, turns = index // len(own), -(-samples // len(own))
     start = max(0, len(ids) - length) * turn // max(1, turns - 1) if turns > 1 else 0
     return ids[start : start + length]
 
 
-def _own_tokens(reader: Reader, text: str) -> list[int]:
-    return reader.ids(text)
-
-
-def own_texts(path: str | Path, reader: Reader, needed: int, context: int) -> tuple[list[str], list[str]]:
-    """The usable texts of a file and notes for the user about what was left out or cut."""
-    texts = read_input(path)
+def usable(
+    texts: list[str], name: str, reader: Reader, needed: int, context: int
+) -> tuple[list[str], list[str]]:
+    """The texts that are long enough, and notes for the user about what was left out or cut."""
     lengths = [len(reader.ids(text)) for text in texts]
-    usable = [text for text, n in zip(texts, lengths, strict=True) if n >= MIN_INPUT_TOKENS]
+    kept = [text for text, n in zip(texts, lengths, strict=True) if n >= MIN_INPUT_TOKENS]
     notes = []
-    if not usable:
+    if not kept:
         raise InputError(
-            f"{path} is too short: its longest text has {max(lengths)} tokens, "
+            f"{name} is too short: its longest text has {max(lengths)} tokens, "
             f"and there must be at least {MIN_INPUT_TOKENS} for anything to be dropped and measured"
         )
-    if len(usable) < len(texts):
-        notes.append(f"{len(texts) - len(usable)} of {len(texts)} texts have under {MIN_INPUT_TOKENS} tokens: left out")
+    if len(kept) < len(texts):
+        notes.append(f"{len(texts) - len(kept)} of {len(texts)} texts have under {MIN_INPUT_TOKENS} tokens: left out")
     if max(lengths) > context:
-        notes.append(f"the model reads {context} tokens at most; longer texts are read in pieces of {needed}")
+        notes.append(f"the longest text has {max(lengths)} tokens and the model reads {context}: cut to {needed} a sample")
     elif max(lengths) > needed:
-        notes.append(f"pieces of {needed} tokens are read of texts that are longer (up to {max(lengths)})")
-    return usable, notes
+        notes.append(f"the longest text has {max(lengths)} tokens: cut to {needed} a sample")
+    return kept, notes

@@ -7,11 +7,11 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,12 +61,14 @@ def prepared(folder: Path, source: dict[str, str], build: Callable[[Path], None]
         free = shutil.disk_usage(folder.parent).free
         if free < room:
             raise OSError(errno.ENOSPC, f"needs {room / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        part = folder.parent / f".{folder.name}.{os.getpid()}.part"
+        part.mkdir()
         try:
             build(part)
+            for file in part.iterdir():  # safetensors writes for the owner alone; the folder's umask decides
+                file.chmod(part.stat().st_mode & 0o666)
             files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(part.iterdir())}
             (part / MANIFEST).write_text(json.dumps({"source": source, "files": files}, indent=1), encoding="utf-8")
-            part.chmod(0o755)
             part.replace(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)  # nothing is there after the rename
@@ -158,7 +160,7 @@ def _dequantise(folder: Path) -> None:
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # A model read from GGUF refuses save_pretrained, also when its weights are plain.
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

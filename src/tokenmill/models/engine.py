@@ -49,6 +49,7 @@ class Pass:
         self.decoder, self.plan, self.cache, self.positions, self.tree = decoder, plan, cache, positions, tree
         self.valid = None if bool((positions >= 0).all()) else positions >= 0
         self.new = positions.shape[1]
+        self.prompt = self.new > 1 and tree is None  # text is being read, not generated
         self.store_only = False  # a skipped layer stores keys and values and attends to nothing
         self.visible: Tensor | None = None  # (M,) positions the queries may see, for methods that walk
         self.pending: dict[int, Tensor] = {}  # queries of a tree, until it is known which nodes are accepted
@@ -268,7 +269,7 @@ class Pass:
             self._leave_window(store, window, layer)
             self.observe(layer, self._trace(layer, store.view(), queries, self.positions, scale))
             return
-        if window is not None and store.n > window + (SLACK if self.new == 1 else 0):
+        if window is not None and store.n > window + (0 if self.prompt else SLACK):
             self._leave_window(store, window, layer)
         if plan.idle:
             return
@@ -277,7 +278,7 @@ class Pass:
         store.unpacked += self.new
         if plan.quantize is not None:
             self._pack(layer, store, queries, scale)
-        if plan.merge is not None and layer and (self.new > 1 or store.unpacked >= plan.merge.card.every):
+        if plan.merge is not None and layer and (self.prompt or store.unpacked >= plan.merge.card.every):
             self._join(layer, store, scale, queries)
 
     def _leave_window(self, store: Store, window: int | None, layer: int) -> None:
@@ -293,7 +294,7 @@ class Pass:
         plan = self.plan
         assert plan.watcher is not None
         store.fresh += self.new
-        due = self.new > 1 or store.fresh >= plan.every
+        due = self.prompt or store.fresh >= plan.every
         if plan.watcher.stateful:
             trace = self._trace(layer, store.view(), queries, self.positions, scale)
             store.state = _widened(store.state, trace.positions)
@@ -319,7 +320,7 @@ class Pass:
     def _pack(self, layer: int, store: Store, queries: Tensor, scale: float) -> None:
         assert self.plan.quantize is not None
         store.probes.append((queries, self.positions))
-        if self.new == 1 and store.unpacked < self.plan.quantize.card.every:
+        if not self.prompt and store.unpacked < self.plan.quantize.card.every:
             return
         shown = torch.cat([q for q, _ in store.probes], 2)
         at = torch.cat([p for _, p in store.probes], 1)
@@ -378,7 +379,7 @@ class Pass:
         cache.columns += self.new
         new = (self.positions >= 0).sum(-1)
         cache.seen = new if cache.seen is None else cache.seen + new
-        cache.generated += self.new == 1
+        cache.generated += 0 if self.prompt or self.tree is not None else self.new
         self._account()
 
     def accept(self, accepted: Tensor) -> None:
@@ -391,6 +392,7 @@ class Pass:
         dropped = self.new - len(accepted)
         self.new = len(accepted)
         cache.columns -= dropped
+        cache.generated += self.new
         cache.seen = before + 1 + self.new
         for layer, queries in self.pending.items():
             self.settle(layer, queries[:, :, accepted], self._scale(layer))

@@ -106,6 +106,6 @@ def newest(queries: Tensor, positions: Tensor, count: int | None) -> tuple[Tenso
         return queries[:, :, :0], positions[:, :0]
     if bool((positions[:, -count:] >= 0).all()):
         return queries[:, :, -count:], positions[:, -count:]
-    order = (positions >= 0).long().argsort(-1, stable=True)[:, -count:]  # padding first, then as they came
+    order = (positions >= 0).long().argsort(dim=-1, stable=True)[:, -count:]  # padding first, then as they came
     index = order[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3])
     return queries.gather(2, index), torch.gather(positions, 1, order)

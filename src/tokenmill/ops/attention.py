@@ -1,8 +1,8 @@
-"""Who looks at whom: attention of this pass's queries over the cached slots, without the model's own weights."""
+"""Who looks at whom: attention of this pass's queries over the cached slots, computed from queries and keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenmill.types import Trace
 
-BLOCK = 256  # queries whose attention is held at once when only sums over queries are asked for
+BLOCK = 64  # queries whose attention exists at once when only sums over queries are asked for
 
 
 def wide(x: Tensor) -> Tensor:
@@ -21,17 +21,16 @@ def wide(x: Tensor) -> Tensor:
 def attention(trace: Trace, temperature: float = 1.0, noise: Tensor | None = None, last: int | None = None) -> Tensor:
     """softmax((scale q.k + noise) / temperature) over the slots a query may see. (B, H, Q, T)
 
-    A query sees filled slots up to its own position, inside the layer's sliding window. `noise` is (B, K, T);
+    A query sees filled slots up to its own position, inside the layer's sliding window. `noise` is (B, K, Q or 1, T);
     `last` counts only the newest queries. Queries that are padding, or not counted, have rows of zeros.
     """
-    b, k, t, _ = trace.keys.shape
-    queries = wide(trace.queries).unflatten(1, (k, trace.groups))  # (B, K, G, Q, D)
-    logits = queries @ wide(trace.keys)[:, :, None].mT * trace.scale  # (B, K, G, Q, T)
+    queries = wide(trace.queries).unflatten(1, (-1, trace.groups)) * (trace.scale / temperature)  # (B, K, G, Q, D)
+    logits = queries @ wide(trace.keys)[:, :, None].mT  # (B, K, G, Q, T)
     if noise is not None:
-        logits = logits + noise[:, :, None, None]
-    visible = seen_by(trace, last)[:, :, None]  # (B, K, 1, Q, T)
-    logits = (logits / temperature).masked_fill(~visible, torch.finfo(logits.dtype).min)
-    return logits.softmax(-1).masked_fill(~visible, 0).reshape(b, trace.queries.shape[1], -1, t)
+        logits += noise[:, :, None] / temperature
+    hidden = ~seen_by(trace, last)[:, :, None]  # (B, K, 1, Q, T)
+    logits.masked_fill_(hidden, torch.finfo(logits.dtype).min)
+    return logits.softmax(-1).masked_fill_(hidden, 0).flatten(1, 2)
 
 
 def seen_by(trace: Trace, last: int | None = None) -> Tensor:
@@ -49,19 +48,44 @@ def by_group(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(1, (heads, -1)).mean(2)
 
 
-def received(trace: Trace, temperature: float = 1.0, noise: Tensor | None = None) -> Tensor:
+def received(trace: Trace, temperature: float = 1.0, noise: Callable[[Trace], Tensor] | None = None) -> Tensor:
     """Attention each slot gets from all queries of this pass, mean over the heads of a group. (B, K, T)
 
-    In blocks of queries, so that the whole Q x T matrix never exists.
+    Block by block of queries, so that the whole Q x T matrix never exists; `noise` is asked for block by block too.
     """
     total = wide(trace.keys).new_zeros(trace.keys.shape[:3])
-    for block in blocks(trace):
-        total += by_group(attention(block, temperature, noise).sum(2), total.shape[1])
+    for block in _blocks(trace):
+        paid = attention(block, temperature, noise(block) if noise else None).sum(2)  # (B, H, up to T)
+        total[..., : paid.shape[-1]] += by_group(paid, total.shape[1])
     return total
 
 
-def blocks(trace: Trace) -> Iterator[Trace]:
-    """The same trace with at most BLOCK of its queries at a time."""
+def _blocks(trace: Trace) -> Iterator[Trace]:
+    """The trace with BLOCK of its queries at a time, and without the slots that are newer than all of these."""
+    if trace.queries.shape[2] <= BLOCK:
+        yield trace
+        return
     for start in range(0, trace.queries.shape[2], BLOCK):
-        part = slice(start, start + BLOCK)
-        yield replace(trace, queries=trace.queries[:, :, part], query_positions=trace.query_positions[:, part])
+        at = trace.query_positions[:, start : start + BLOCK]
+        slots = int((trace.filled & (trace.positions <= at.max())).sum(-1).max())
+        yield replace(
+            trace,
+            queries=trace.queries[:, :, start : start + BLOCK],
+            query_positions=at,
+            keys=trace.keys[:, :, :slots],
+            values=trace.values[:, :, :slots],
+            positions=trace.positions[:, :, :slots],
+        )
+
+
+def across_heads(x: Tensor, trace: Trace) -> Tensor:
+    """Mean over all query heads, token by token: (B, H, T) -> (B, K, T).
+
+    Heads may hold different tokens in the same slot, so what is averaged is found by position. A head that no longer
+    holds a token counts as zero.
+    """
+    heads, k = x.shape[1], trace.keys.shape[1]
+    summed = x.unflatten(1, (k, -1)).sum(2).flatten(1)  # (B, K T)
+    at = trace.positions.clamp(min=0).flatten(1)  # (B, K T); empty slots bring zero to position 0
+    by_position = summed.new_zeros(x.shape[0], int(at.max()) + 1).scatter_add_(1, at, summed)
+    return by_position.gather(1, at).unflatten(1, (k, -1)).masked_fill(~trace.filled, 0) / heads

@@ -10,21 +10,26 @@ from tokenmill.method import Method
 from tokenmill.types import Trace
 
 
-def target(trace: Trace, budget: float | None, slots: int | None) -> Tensor:
-    """Tokens each head of a row may hold: a share of all it was shown, or a plain number. (B,) long.
-
-    At least one, and never more than the fullest head of the row holds.
-    """
-    held = trace.filled.sum(-1).amax(-1)  # (B,)
+def asked(trace: Trace, budget: float | None, slots: int | None) -> Tensor:
+    """Tokens a head of each row may hold: a share of all it was shown, or a plain number. (B,) long, at least one."""
     if slots is not None:
-        return held.clamp(max=slots)
+        return trace.seen.clamp(max=slots)
     if budget is None:
         raise SpecError("how many tokens stay is not said; give a share or a number: budget=0.25 or slots=512")
     # 1e-9: a share such as 0.1 is not a binary number, and 0.1 * 30 must buy 3 tokens.
-    share = torch.floor(budget * trace.seen.double() + 1e-9).long().clamp(min=1)
-    return torch.minimum(share, held)
+    return torch.floor(budget * trace.seen.double() + 1e-9).long().clamp(min=1)
+
+
+def target(trace: Trace, budget: float | None, slots: int | None) -> Tensor:
+    """What is asked for, or what the fullest head of the row holds if that is less. (B,) long."""
+    return torch.minimum(asked(trace, budget, slots), trace.filled.sum(-1).amax(-1))
 
 
 def recent(score: Method, count: Tensor) -> Tensor:
     """How many of `count` tokens are the newest ones' whatever their score: the score's knob `recent`, a share."""
     return torch.floor(score.knobs.get("recent", 0.0) * count.double() + 1e-9).long()
+
+
+def certain(scores: Tensor, count: Tensor) -> Tensor:
+    """How many of `count` (B,) tokens a score says must stay, by scoring them infinity, in each head. (B, K) long."""
+    return torch.minimum((scores == torch.inf).sum(-1), count[:, None])

@@ -35,9 +35,7 @@ def _pursue(targets: Tensor, atoms: Tensor, count: int) -> tuple[Tensor, Tensor]
     n, size = targets.shape
     chosen = torch.zeros(n, count, dtype=torch.long, device=targets.device)
     taken = torch.zeros(n, len(atoms), dtype=torch.bool, device=targets.device)
-    basis = targets.new_zeros(
-        n, count, size
-    )  # orthonormal rows that span the chosen atoms: chosen = triangle.T @ basis
+    basis = targets.new_zeros(n, count, size)  # orthonormal; chosen atoms = triangle.T @ basis
     triangle = torch.eye(count, dtype=targets.dtype, device=targets.device).repeat(n, 1, 1)
     residual = targets
     tiny = torch.finfo(targets.dtype).eps * max(size, 1)

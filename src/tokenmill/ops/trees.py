@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenmill.types import Draft
 
-__all__ = ["accept_greedy", "ancestors", "chain", "depths"]
+__all__ = ["accept", "accept_greedy", "ancestors", "chain", "depths"]
 
 
 def ancestors(parents: Tensor) -> Tensor:
@@ -47,9 +47,16 @@ def accept_greedy(draft: Draft, logits: Tensor) -> tuple[Tensor, Tensor]:
     logits (1 + N, V): after the root, then after each node. Returns the accepted nodes (in order, possibly none)
     and the model's own next token () after the last of them, so that every pass yields at least one token.
     """
-    parents = draft.parents.to(logits.device)
-    said = logits.argmax(-1)  # (1 + N,)
-    right = draft.tokens.to(logits.device) == said[parents + 1]  # (N,) agrees with the parent's prediction
+    return accept(draft, logits.argmax(-1))
+
+
+def accept(draft: Draft, said: Tensor) -> tuple[Tensor, Tensor]:
+    """`accept_greedy` for tokens said (1 + N,) chosen in any way: greedily, or each drawn from its own distribution.
+
+    Drawing keeps the sampling distribution: every token that comes out was drawn given exactly what precedes it.
+    """
+    parents = draft.parents.to(said.device)
+    right = draft.tokens.to(said.device) == said[parents + 1]  # (N,) agrees with the parent's prediction
     # A node is accepted when all of its line is right. Equal siblings can both be; the deepest line is taken.
     line = ancestors(parents)
     taken = right & ~(line & ~right).any(-1)

@@ -1,17 +1,322 @@
-"""A model under a recipe, with a cache: what generate, compare and reproduce are built of. (stub: being written)
+"""A model under a recipe, with a cache: what generate, compare and reproduce are built of.
 
-    session = Session(model, recipe)
-    logits = session.read(ids)                    # (B, V) after the last token of each row; evicts, packs, drops as the recipe says
-    logits = session.read(ids, all_logits=True)   # (B, Q, V)
-    session.read(rows, valid=mask)                # padded rows: valid (B, Q) bool, any side
-    session.fork()                                # the same cache, copied: two continuations of one prompt
-    session.stats                                 # Stats: cache_bytes, forward_calls, prefill_seconds, decode_seconds, token_layers ...
-    session.kept()                                # [layer][row][head] -> sorted absolute positions
+    session = Session(model, "h2o(budget=0.25)")
+    logits = session.read(ids)          # (B, V) after the last token of each row; the recipe evicts, packs, drops
+    session.fork()                      # the same cache, copied: two continuations of one prompt
 
-    reading = read_once(model, ids, recipes)      # one forward pass; every recipe's decision taken on it
-    reading.session(recipe)                       # Session whose cache is what that recipe keeps of the prompt
-    reading.logits                                # (B, V): the untouched model's logits after the prompt
-
-Both are inference only (no_grad). `with Session(...)`: the model is under the engine inside the block and
-bit-identical afterwards; read() outside a block enters one for the call.
+    reading = read_once(model, ids, recipes)     # one forward pass, every recipe's decision taken on it
+    reading.session(recipe)                      # a Session whose cache is what that recipe keeps of the prompt
 """
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenmill.errors import InputError, ModelError, RecipeError
+from tokenmill.method import Method, Recipe
+from tokenmill.method import recipe as as_recipe
+from tokenmill.models.apply import Engine, engaged
+from tokenmill.models.cache import MillCache
+from tokenmill.models.engine import Pass
+from tokenmill.models.lanes import Lanes, compact
+from tokenmill.models.parts import Shared
+from tokenmill.models.plan import Plan, newest, plan_of, thin
+from tokenmill.types import Bits, Keep, Merge, Trace
+
+
+@dataclass
+class Stats:
+    """What a session did and holds. Seconds are wall clock, bytes are those of the cache with all it carries."""
+
+    cache_bytes: int = 0
+    peak_cache_bytes: int = 0  # at the end of a pass
+    forward_calls: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    prompt_tokens: int = 0  # read in passes of more than one token, padding excluded
+    new_tokens: int = 0  # generated
+    token_layers: int = 0  # tokens times layers computed
+    drafted: int = 0  # draft tokens checked
+    accepted: int = 0  # draft tokens accepted
+
+
+def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+    """Rows of ids as one (B, Q) tensor, padded on the left, and its mask; None when all are equally long."""
+    if not rows or any(len(row) == 0 for row in rows):
+        raise InputError("the prompt is empty; give at least one token")
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+    if all(len(row) == longest for row in rows):
+        return ids, None
+    return ids, torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
+
+
+class Session:
+    """One cache under one recipe. Inference only."""
+
+    def __init__(self, model: Any, recipe: str | Method | Recipe | None = None):
+        self.model, self.recipe = model, as_recipe(recipe)
+        self.cache: MillCache | None = None
+        self._stats = Stats()
+        self._engine: Engine | None = None
+
+    @contextmanager
+    def engaged(self) -> Iterator[Engine]:
+        """Put the model under the engine for several calls; read() alone does so for one."""
+        if self._engine is not None:
+            yield self._engine
+            return
+        with engaged(self.model, self.recipe) as self._engine:
+            try:
+                yield self._engine
+            finally:
+                self._engine = None
+
+    def read(
+        self,
+        ids: Tensor | Sequence[Sequence[int]],
+        *,
+        valid: Tensor | None = None,
+        all_logits: bool = False,
+        last: int = 1,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Feed ids (B, Q) to the cache and give the logits after the last token: (B, V).
+
+        `all_logits` gives those after every token (B, Q, V), `last` those after the newest few (B, last, V).
+        `valid` (B, Q) marks real tokens; rows are then moved so that padding comes first. `chunk` reads the
+        text in pieces of that many tokens, deciding after each.
+        """
+        if not isinstance(ids, Tensor):
+            ids, valid = pad_left(ids)
+        if ids.ndim != 2 or ids.shape[1] == 0:
+            raise InputError("the prompt is empty; give ids of shape (rows, tokens) with at least one token")
+        if valid is not None and bool(valid.all()):
+            valid = None
+        if valid is not None:
+            order = valid.long().argsort(dim=-1, stable=True)
+            ids, valid = ids.gather(1, order), valid.gather(1, order)
+        many = all_logits or last > 1
+        want = 0 if all_logits else last
+        pieces = [(ids, valid)]
+        if chunk is not None and ids.shape[1] > chunk:
+            splits = ids.split(chunk, 1)
+            masks = valid.split(chunk, 1) if valid is not None else [None] * len(splits)
+            pieces = list(zip(splits, masks, strict=True))
+            if any(m is not None and not bool(m.any(-1).all()) for _, m in pieces):
+                raise InputError("chunks need rows of similar length: a whole chunk of one row would be padding")
+        out = []
+        with torch.no_grad(), self.engaged():
+            for piece, mask in pieces:
+                logits = self._forward(piece, mask, want if all_logits else min(want, piece.shape[1]))
+                if all_logits or not out:
+                    out.append(logits)
+                else:
+                    out = [torch.cat([out[0], logits], 1)[:, -last:]]
+        logits = torch.cat(out, 1) if all_logits else out[-1]
+        if not bool(torch.isfinite(logits[:, -1]).all()):
+            assert self.cache is not None
+            self.cache.broken = "the model's logits were not finite on this cache; start again with a new cache"
+            raise ModelError("the model's logits are NaN or infinite: its weights, or its number format, are broken")
+        return logits if many else logits[:, -1]
+
+    def _forward(self, ids: Tensor, valid: Tensor | None, want: int) -> Tensor:
+        began = time.perf_counter()
+        mask = None
+        if valid is not None:
+            older = self.cache.columns if self.cache is not None else 0
+            mask = torch.nn.functional.pad(valid.long(), (older, 0), value=1)
+        out = self.model(
+            input_ids=ids.to(self.model.device),
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=want,
+        )
+        self.cache = out.past_key_values
+        self._count(time.perf_counter() - began, ids.shape[1], ids.numel() if valid is None else int(valid.sum()))
+        return out.logits
+
+    def _count(self, seconds: float, new: int, tokens: int) -> None:
+        stats = self._stats
+        stats.forward_calls += 1
+        if new > 1:
+            stats.prefill_seconds += seconds
+            stats.prompt_tokens += tokens
+        else:
+            stats.decode_seconds += seconds
+
+    def verify(self, tokens: Tensor, depths: Tensor, seen: Tensor) -> Tensor:
+        """Check a tree in one pass: tokens (Q,), the newest accepted one first; depths (Q,); seen (Q, Q) bool.
+
+        Gives the logits after each (Q, V). Follow with accept(); until then nothing is decided about them.
+        """
+        began = time.perf_counter()
+        with torch.no_grad(), self.engaged() as engine:
+            engine.tree = depths, seen
+            out = self.model(input_ids=tokens[None], past_key_values=self.cache, use_cache=True)
+            self._pass = engine.last
+        self._stats.forward_calls += 1
+        self._stats.decode_seconds += time.perf_counter() - began
+        return out.logits[0]
+
+    def accept(self, nodes: Tensor) -> None:
+        """Keep these of the tokens last verified (indices, in order) and forget the others."""
+        with torch.no_grad():
+            assert isinstance(self._pass, Pass)
+            self._pass.accept(nodes)
+
+    def fork(self) -> Session:
+        """A session with the same cache in memory of its own."""
+        out = Session(self.model, self.recipe)
+        out._stats = replace(self._stats)
+        out.cache = self.cache.copy() if self.cache is not None else None
+        return out
+
+    def kept(self) -> list[list[list[list[int]]]]:
+        """[layer][row][head] -> sorted absolute positions held."""
+        return self.cache.kept() if self.cache is not None else []
+
+    @property
+    def stats(self) -> Stats:
+        held = self.cache
+        if held is None:
+            return replace(self._stats)
+        return replace(
+            self._stats, cache_bytes=held.nbytes, peak_cache_bytes=max(held.peak, held.nbytes), token_layers=held.token_layers
+        )
+
+
+@dataclass
+class _Decision:
+    """What one recipe decided about one layer of a prompt."""
+
+    keep: Keep | None = None
+    state: Any = None
+    bits: Bits | None = None
+    merge: Merge | None = None  # with the layer below
+
+
+@dataclass
+class Reading:
+    """A prompt that was read once, and what each recipe decided about it."""
+
+    model: Any
+    whole: Session
+    logits: Tensor  # (B, V) of the untouched model after the prompt
+    ids: Tensor
+    valid: Tensor | None
+    seconds: float  # of the one forward pass, decisions excluded
+    decisions: dict[Recipe, list[_Decision]] = field(default_factory=dict)
+    decision_seconds: dict[Recipe, float] = field(default_factory=dict)
+
+    def session(self, recipe: str | Method | Recipe | None = None) -> Session:
+        """A session that goes on after the prompt with what the recipe keeps of it."""
+        wanted = as_recipe(recipe)
+        if any(m.card.acts == "walk" for m in wanted):
+            own = Session(self.model, wanted)
+            own.read(self.ids, valid=self.valid)
+            return own
+        if wanted not in self.decisions:
+            raise RecipeError(f"{wanted!r} was not among the recipes this prompt was read for")
+        session = self.whole.fork()
+        session.recipe = wanted
+        cache = session.cache
+        assert cache is not None
+        cache.recipe, cache.broken = wanted, ""
+        with session.engaged() as engine:
+            _act(cache, engine, self.decisions[wanted])
+        cache.peak = cache.nbytes
+        return session
+
+
+def _act(cache: MillCache, engine: Engine, decisions: list[_Decision]) -> None:
+    for layer, (store, decision) in enumerate(zip(cache.stores, decisions, strict=True)):
+        store.state = decision.state.clone() if isinstance(decision.state, Tensor) else decision.state
+        if decision.keep is not None:
+            mask = decision.keep.mask
+            before = torch.arange(mask.shape[2], device=mask.device).expand_as(mask)
+            store.keep(mask)
+            if decision.keep.renumber:
+                cache.renumbered(layer, engine.decoder.rotaries[layer], compact(before, mask))
+        if decision.bits is not None:
+            store.pack(decision.bits)
+        if decision.merge is not None:
+            below = cache.stores[layer - 1]
+            pair = Shared.pair(below.lanes.view(), store.lanes.view(), decision.merge)
+            for holder, part in zip((below, store), pair, strict=True):
+                holder.parts.append(part)
+                holder.lanes = Lanes()
+    if engine.plan.renumbers and cache.seen is not None:
+        cache.shift = [cache.seen - store.lanes.count()[:, 0] for store in cache.stores]
+
+
+def read_once(
+    model: Any,
+    ids: Tensor | Sequence[Sequence[int]],
+    recipes: Iterable[str | Method | Recipe],
+    *,
+    valid: Tensor | None = None,
+) -> Reading:
+    """Read a prompt with the untouched model once, and take every recipe's decision about it on the way.
+
+    Scores shared by several recipes (budgets of one method) are computed once. Recipes that change the reading
+    itself (methods that walk) are read when their session is asked for.
+    """
+    if not isinstance(ids, Tensor):
+        ids, valid = pad_left(ids)
+    wanted = [r for r in dict.fromkeys(map(as_recipe, recipes)) if all(m.card.acts != "walk" for m in r)]
+    whole = Session(model, None)
+    reading = Reading(model, whole, torch.empty(0), ids, valid, 0.0)
+    with whole.engaged() as engine:
+        plans = {recipe: plan_of(recipe, engine.decoder) for recipe in wanted}
+        reading.decisions = {recipe: [] for recipe in wanted}
+        reading.decision_seconds = dict.fromkeys(wanted, 0.0)
+        below: list[Trace] = []
+        merged: dict[Recipe, int] = {}
+
+        def observe(layer: int, trace: Trace) -> None:
+            scored: dict[str, tuple[Tensor, Any]] = {}
+            for recipe, plan in plans.items():
+                began = time.perf_counter()
+                lower = below[-1] if below and merged.get(recipe) != layer - 1 else None
+                decision = _decide(plan, trace, lower, scored)
+                if decision.merge is not None:
+                    merged[recipe] = layer
+                reading.decisions[recipe].append(decision)
+                reading.decision_seconds[recipe] += time.perf_counter() - began
+            below[:] = [trace]
+
+        engine.observe = observe
+        began = time.perf_counter()
+        reading.logits = whole.read(ids, valid=valid)
+        reading.seconds = time.perf_counter() - began - sum(reading.decision_seconds.values())
+    return reading
+
+
+def _decide(plan: Plan, trace: Trace, lower: Trace | None, scored: dict[str, tuple[Tensor, Any]]) -> _Decision:
+    decision = _Decision()
+    if plan.keep is not None:
+        queries, at = newest(trace.queries, trace.query_positions, plan.queries)
+        shown = replace(trace, queries=queries, query_positions=at)
+        scores = None
+        if plan.scores:
+            key = repr(plan.watcher(budget=None, slots=None)) if plan.watcher is not None else ""
+            if key not in scored:
+                scored[key] = plan.score(shown, None)
+            scores, decision.state = scored[key]
+        keep = plan.spend(shown, scores)
+        decision.keep = replace(keep, mask=keep.mask & trace.filled)
+    if plan.quantize is not None:
+        left = trace if decision.keep is None else thin(trace, decision.keep.mask)
+        decision.bits = plan.quantize(left)
+    if plan.merge is not None and lower is not None:
+        decision.merge = plan.merge(*(replace(t, queries=t.queries[:, :, :0]) for t in (lower, trace)))
+    return decision

@@ -24,7 +24,7 @@ def background(shade: float) -> str | None:
 
 
 def visible(text: str) -> str:
-    """Line ends marked, so that their colour shows; other control characters (colour codes of a terminal) as symbols."""
+    """Line ends marked, so that their colour shows; other control characters (escape codes) as symbols."""
     marked = text.replace("\r\n", "\n").replace("\n", "↵\n").replace("\t", "⇥\t")
     return "".join(_symbol(c) for c in marked)
 

@@ -14,9 +14,7 @@ from tokenmill.types import Ask, Attribution
 @method(title="")
 def gradient_norm(ask: Ask, ids: Tensor, target: int | None) -> Attribution:
     if ask.embed is None or ask.logits_from_embeddings is None:
-        raise InputError(
-            "gradient_norm needs the model's embeddings, and this model is asked as a black box; use occlusion"
-        )
+        raise InputError("gradient_norm needs the model's embeddings and this model is a black box; use occlusion")
     e = ask.embed(ids[None]).detach().requires_grad_()  # (1, T, E)
     with torch.enable_grad():
         logits = ask.logits_from_embeddings(e)[0]  # (V,)

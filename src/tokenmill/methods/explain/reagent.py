@@ -9,7 +9,7 @@
 Zhao and Shan, "ReAGent: Towards A Model-agnostic Feature Attribution Method for Generative Language Models", 2024.
 
 Differs: replacements are samples from the explained model's own predictions of each place, not RoBERTa's, which see
-both sides; a run ends after `steps` rounds (the authors' scripts allow 3000), and when no run stopped, all are averaged.
+both sides. A run ends after `steps` rounds (the authors' scripts allow 3000); when no run stopped, all are averaged.
 """
 
 import torch

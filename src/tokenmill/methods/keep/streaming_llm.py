@@ -17,7 +17,10 @@ from tokenmill.types import Keep, Trace
 
 
 @method(
-    title="Efficient Streaming Language Models with Attention Sinks", paper="arXiv:2309.17453", year=2023, needs=("rotary",)
+    title="Efficient Streaming Language Models with Attention Sinks",
+    paper="arXiv:2309.17453",
+    year=2023,
+    needs=("rotary",),
 )
 def streaming_llm(
     trace: Trace,

@@ -3,6 +3,8 @@
     s_t = -||k_t||
 
 Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", 2024.
+
+Differs: the paper leaves its first two layers untouched, which was found on one model; here every layer is scored.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from tokenmill.types import Trace
 
 
 @method(
-    title="A Simple and Effective $L\\_2$ Norm-Based Strategy for KV Cache Compression", paper="arXiv:2406.11430", year=2024
+    title="A Simple and Effective $L_2$ Norm-Based Strategy for KV Cache Compression",
+    paper="arXiv:2406.11430",
+    year=2024,
 )
 def knorm(trace: Trace) -> Tensor:
     return -wide(trace.keys).norm(dim=-1)  # (B, K, T)

@@ -1,12 +1,12 @@
 """SnapKV: keep what the newest queries look at, and its neighbours.
 
-    s_t = maxpool_kernel( sum over the newest `window` queries q of softmax_t(q k_t) ),  mean over a group's heads
-    s_t = infinity for the newest `window` tokens themselves
+    a_t = sum over the newest `window` queries q of softmax_t(q k_t)
+    s_t = mean over a group's heads of maxpool_kernel(a)_t;  infinity for the newest `window` tokens themselves
 
-Li et al., "SnapKV: LLM Knows What You Are Looking for Before Generation", 2024.
+Li et al., "SnapKV: LLM Knows What You are Looking for Before Generation", 2024.
 
-Differs: the paper repeats keys for grouped heads and chooses for each query head; here the heads that share a
-key choose together.
+Differs: the paper repeats the keys of grouped heads and chooses for each query head; here the heads that share a key
+choose together.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from tokenmill.types import Trace
 )
 def snapkv(trace: Trace, *, window: int = 32, kernel: int = 5) -> Tensor:
     looked = attention(trace, last=window).sum(2)  # (B, H, T)
-    looked = looked.unflatten(1, (-1, trace.groups))  # (B, K, G, T)
-    b, k, g, t = looked.shape
-    before = ~newest(trace.filled, window)[:, :, None]  # the window votes, but is not voted on
-    pooled = max_pool((looked * before).flatten(1, 2), kernel)  # (B, H, T)
-    return protect(by_group(pooled, k), trace, window=window)  # (B, K, T)
+    voters = newest(trace.filled, window).repeat_interleave(trace.groups, 1)  # they vote, nobody votes on them
+    pooled = max_pool(looked.masked_fill(voters, 0), kernel)  # (B, H, T)
+    return protect(by_group(pooled, trace.keys.shape[1]), trace, window=window)  # (B, K, T)

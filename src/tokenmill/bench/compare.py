@@ -1,0 +1,434 @@
+"""`tokenmill compare cache`: every cache method side by side on one model, killable and resumable.
+
+Writes into a folder: store.sqlite (what was measured), results.json, report.html and recipe.toml (the winner).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from tokenmill import __version__
+from tokenmill.bench import figures, report, sweep, tasks
+from tokenmill.bench.figures import Interval, Metrics, Pace, Results, Row
+from tokenmill.bench.measure import Engine
+from tokenmill.bench.store import FILE, Store
+from tokenmill.bench.sweep import COST, DECODE, PICTURE, PREFILL, READING, RowSpec, Sweep
+from tokenmill.errors import InputError, ModelError, StoreError, TokenmillError, did_you_mean
+
+TRACKS = {"cache": sweep.CACHE_METHODS}
+RUNS = Path("tokenmill-runs")
+
+
+def compare(
+    track: str,
+    *,
+    model: str = "smollm2",
+    methods: Sequence[str] | None = None,
+    budgets: Sequence[float] | None = None,
+    input: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    quick: bool = False,
+    prompt: str | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Measure methods side by side; returns the folder with results.json, report.html and recipe.toml.
+
+    `methods` are specs (None: all of the track's); one without a budget is measured at every budget. `input` is
+    the user's own text (.txt, .md, .jsonl), read for continuation and drift. `prompt` is the text on which the
+    report draws what each method kept. Raises a TokenmillError for everything the user can put right; on Ctrl-C
+    says how to go on and raises KeyboardInterrupt.
+    """
+    if track not in TRACKS:
+        raise TokenmillError(f"no track '{track}'; {did_you_mean(track, TRACKS)}")
+    console = console or Console()
+    plan = tasks.plan(quick, own_text=input is not None)
+    shares = sweep.check_budgets(plan.budgets if budgets is None else budgets)
+    rows = sweep.expand(TRACKS[track] if methods is None else methods, shares)
+    if prompt is not None and not prompt.strip():
+        raise InputError("the prompt for the report is empty")
+    source = tasks.read_input(input) if input is not None else None
+    folder = _folder(track, out, resume)
+    settings = {
+        "track": track,
+        "model": model,
+        "methods": [row.spec for row in rows],
+        "budgets": list(shares),
+        "seed": seed,
+        "quick": quick,
+        "input": _sha(json.dumps(source)) if source else None,
+        "plan": _sha(json.dumps(asdict(plan))),
+        "versions": _versions(),
+    }
+    again = _command(track, model, methods, budgets, input, folder, seed, quick, prompt)
+    with Store(folder, settings, resume=resume) as store:
+        try:
+            return _measure(
+                store, console, track=track, model=model, rows=rows, plan=plan, seed=seed, quick=quick,
+                source=source, input=input, prompt=prompt, settings=settings,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            console.print(
+                f"\nStopped. {len(store.cells())} measured cells are safe in {store.file}; to go on:\n  {again}",
+                style="yellow", soft_wrap=True, markup=False, highlight=False,
+            )  # fmt: skip
+            raise
+
+
+def _measure(
+    store: Store, console: Console, *, track: str, model: str, rows: list[RowSpec], plan: tasks.Plan, seed: int,
+    quick: bool, source: list[str] | None, input: str | Path | None, prompt: str | None, settings: dict[str, Any],
+) -> Path:  # fmt: skip
+    with console.status(f"loading {model}"):
+        network, tokenizer = _load(model)
+    context = _context(network)
+    plan = plan.scaled(context)
+    if not plan.tasks:
+        raise ModelError(f"{model} reads {context} tokens at most; the shortest task of compare needs more")
+    _same_weights(store, network, model)
+    reader = tasks.Reader(tokenizer)
+    own, notes = None, []
+    if source is not None:
+        needed = max(t.length + t.tail for t in plan.tasks)
+        own, notes = tasks.usable(source, str(input), reader, needed, context)
+    work = Sweep(
+        _engine(), network, reader, list(rows), plan, seed, store, own,
+        tasks.default_prompt() if prompt is None else prompt,
+    )  # fmt: skip
+    refused = work.preflight()
+    for note in [*notes, *(f"left out {spec}: {why}" for spec, why in refused.items())]:
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+    _run(work, console)
+    cells = store.cells()
+    environment = {
+        **_environment(network, track, model, seed, quick),
+        "settings": settings,
+        "tasks": [asdict(task) for task in plan.tasks],
+        "speed": asdict(plan.speed),
+        "quality": figures.QUALITY,
+        "cost": _cost(cells, work.rows),
+        "notes": notes,
+        "left_out": refused,
+    }
+    made = [_row(row, cells, plan, seed) for row in work.rows]
+    figures.mark(made)
+    made = figures.best_first(made)
+    results = Results(track=track, model=model, environment=environment, rows=made)
+    picture = _picture(work, cells)
+    path = store.write("results.json", results.model_dump_json(by_alias=True, indent=1) + "\n")
+    page = store.write("report.html", report.html(results, picture))
+    best = figures.winner(made)
+    if best is not None:
+        store.write("recipe.toml", recipe_toml(results, best))
+    console.print(table(results, console.width))
+    for line in _closing(results, best, path, page):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return store.folder
+
+
+# ---- the run ----------------------------------------------------------------------------------------------------
+
+
+class _Left(ProgressColumn):
+    """Time left at the pace of this run so far."""
+
+    def render(self, task: Task) -> Text:
+        done, elapsed = task.completed - task.fields["start"], task.elapsed or 0.0
+        if done <= 0 or elapsed < 2 or task.total is None:
+            return Text("time left ?", style="cyan")
+        seconds = round(max(0.0, task.total - task.completed) * elapsed / done)
+        return Text(f"{seconds // 60}:{seconds % 60:02d} left", style="cyan")
+
+
+def _run(work: Sweep, console: Console) -> None:
+    total, left = work.total(), work.left()
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(), _Left(), console=console, transient=True,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("starting", total=total, completed=total - left, start=total - left)
+
+        def tick(what: str, weight: float) -> None:
+            progress.update(bar, advance=weight, **({"description": what} if what else {}))
+
+        work.run(tick)
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    from tokenmill.models.load import load
+
+    return load(model)
+
+
+def _engine() -> Engine:
+    from tokenmill.run import session
+
+    return session  # type: ignore[return-value]
+
+
+def _context(network: Any) -> int:
+    config = network.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+
+
+def _same_weights(store: Store, network: Any, model: str) -> None:
+    """A resumed run must go on with the same weights, also when a local path's content has changed."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        part = weight.detach().flatten()[:: max(1, weight.numel() // 1024)].float().cpu()
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode() + part.numpy().tobytes())
+    now = digest.hexdigest()
+    known = store.cells().get(("(model)", 0, "weights"))
+    if known is None:
+        store.add("(model)", 0, "weights", now, 0.0)
+    elif known[0] != now:
+        raise StoreError(
+            f"{store.folder} was measured with other weights of {model} (or another dtype); use another --out"
+        )
+
+
+def _folder(track: str, out: str | Path | None, resume: bool) -> Path:
+    if out is not None:
+        return Path(out)
+    if resume:
+        runs = sorted(p.parent for p in RUNS.glob(f"{track}-*/{FILE}"))
+        if not runs:
+            raise StoreError(f"nothing to resume under {RUNS}/; say which folder with --out")
+        return runs[-1]
+    return RUNS / f"{track}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _command(
+    track: str, model: str, methods: Sequence[str] | None, budgets: Sequence[float] | None,
+    input: str | Path | None, folder: Path, seed: int, quick: bool, prompt: str | None,
+) -> str:  # fmt: skip
+    words = ["tokenmill", "compare", track, "--out", str(folder), "--resume"]
+    words += ["--model", model] if model != "smollm2" else []
+    words += ["--methods", ", ".join(methods)] if methods is not None else []
+    words += ["--budgets", ",".join(f"{b:g}" for b in budgets)] if budgets is not None else []
+    words += ["--input", str(input)] if input is not None else []
+    words += ["--seed", str(seed)] if seed else []
+    words += ["--quick"] if quick else []
+    words += ["--prompt", prompt] if prompt is not None else []
+    return shlex.join(words)
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return {"tokenmill": __version__, "python": python, **{p: version(p) for p in ("torch", "transformers")}}
+
+
+def _environment(network: Any, track: str, model: str, seed: int, quick: bool) -> dict[str, Any]:
+    import torch
+
+    weight = next(network.parameters())
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as info:
+            name = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), name)
+    if weight.device.type == "cuda":
+        name = torch.cuda.get_device_name(weight.device)
+    return {
+        "machine": name,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "device": weight.device.type,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "versions": _versions(),
+        "seed": seed,
+        "quick": quick,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+# ---- from cells to rows -----------------------------------------------------------------------------------------
+
+Cells = dict[tuple[str, int, str], tuple[Any, float]]
+
+
+def _row(row: RowSpec, cells: Cells, plan: tasks.Plan, seed: int) -> Row:
+    def scores(task: tasks.Task, spec: str) -> list[float | None]:
+        return [cells[task.name, i, spec][0]["score"] for i in range(task.samples)]
+
+    mine = {task.name: scores(task, row.spec) for task in plan.tasks}
+    full = {task.name: scores(task, "full") for task in plan.tasks}
+    shown = {
+        task.name: figures.figure(task, mine[task.name], full[task.name], seed + number)
+        for number, task in enumerate(plan.tasks)
+    }
+    quality: Interval | None = None
+    families: dict[str, float] = {}
+    if all(figure is not None for figure in shown.values()):
+        quality, families = figures.quality(plan.tasks, mine, full, seed)  # type: ignore[arg-type]
+    shares, peaks = [], []
+    for task in plan.tasks:
+        for i in range(task.samples):
+            own, other = (cells[task.name, i, spec][0] for spec in (row.spec, "full"))
+            shares.append(own["bytes"] / other["bytes"])
+            if own["peak"] and other["peak"]:
+                peaks.append(own["peak"] / other["peak"])
+    fast, read = cells[DECODE, 0, row.spec][0], cells[PREFILL, 0, row.spec][0]
+    place = plan.speed
+    return Row(
+        method=row.method,
+        spec=row.spec,
+        budget=row.budget,
+        metrics=Metrics(
+            quality=quality,
+            tasks=shown,
+            families=families,
+            bytes_share=statistics.fmean(shares),
+            bytes_held=fast["bytes"],
+            bytes_held_untouched=fast["bytes_untouched"],
+            peak_share=statistics.fmean(peaks) if peaks else None,
+            prefill=_pace(read, place.prefill_batch, place.prefill_context, faster_is_less=True),
+            decode=_pace(fast, place.decode_batch, place.decode_context, faster_is_less=False),
+            seconds=sum(seconds for (_, _, spec), (_, seconds) in cells.items() if spec == row.spec),
+        ),
+    )
+
+
+def _pace(cell: dict[str, list[float]], batch: int, context: int, *, faster_is_less: bool) -> Pace:
+    mine, full = cell["mine"], cell["untouched"]
+    turns = [b / a if faster_is_less else a / b for a, b in zip(mine, full, strict=True)]
+    value, base = statistics.median(mine), statistics.median(full)
+    return Pace(
+        batch=batch, context=context, value=value, untouched=base,
+        ratio=base / value if faster_is_less else value / base, low=min(turns), high=max(turns),
+    )  # fmt: skip
+
+
+def _cost(cells: Cells, rows: list[RowSpec]) -> dict[str, Any]:
+    """What one more method and budget costs, from the seconds of this run's own cells."""
+    probe = cells[COST, 0, "decisions"][0]
+    readings = [(value, seconds) for (_, _, row), (value, seconds) in cells.items() if row == READING]
+    tokens = sum(value["tokens"] for value, _ in readings)
+    deciding = max(0.0, probe["all"] - probe["bare"]) / max(1, probe["recipes"]) * tokens / probe["tokens"]
+    specs = {row.spec for row in rows if row.method != "full"}
+    own: dict[str, float] = dict.fromkeys(specs, 0.0)
+    for (_, _, spec), (_, seconds) in cells.items():
+        if spec in own:
+            own[spec] += seconds
+    total = sum(seconds for _, seconds in cells.values())
+    more = (statistics.median(own.values()) if own else 0.0) + deciding
+    baseline = sum(seconds for (_, _, spec), (_, seconds) in cells.items() if spec == "full")
+    reading = tokens * probe["bare"] / probe["tokens"]
+    alone = reading + baseline + more
+    return {
+        "run_seconds": total,
+        "rows": len(rows),
+        "one_more_row_seconds": more,
+        "share_of_this_run": more / total if total else 0.0,
+        "alone_seconds": alone,
+        "share_of_a_run_alone": more / alone if alone else 0.0,
+        "how": (
+            "one_more_row_seconds: median over rows of the seconds of a row's own cells, plus what its decisions add "
+            "to the shared readings (measured: one prompt read with and without all rows' decisions). "
+            "alone_seconds: that, plus reading every prompt and measuring the untouched model, for one row only."
+        ),
+    }
+
+
+def _picture(work: Sweep, cells: Cells) -> dict[str, Any]:
+    name = f"{PICTURE} {work.picture_key}"
+    return {
+        "tokens": [work.reader.tokenizer.decode([i]) for i in work.picture_ids()],
+        "kept": {row.spec: cells[name, 0, row.spec][0] for row in work.rows},
+    }
+
+
+# ---- what the user reads ----------------------------------------------------------------------------------------
+
+
+def recipe_toml(results: Results, best: Row) -> str:
+    """The winner, as `tokenmill run --recipe-file` reads it."""
+    text = lambda value: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    m = best.metrics
+    measured = {
+        "quality": m.quality.mean if m.quality else None,
+        "quality_low": m.quality.low if m.quality else None,
+        "quality_high": m.quality.high if m.quality else None,
+        "bytes_share": m.bytes_share,
+        "decode_ratio": m.decode.ratio if m.decode else None,
+        "prefill_ratio": m.prefill.ratio if m.prefill else None,
+    }
+    lines = [
+        f"# Chosen by computation: {figures.WINNER}.",
+        "# Use it: tokenmill run --recipe-file recipe.toml \"...\"",
+        f"recipe = {text(best.spec)}",
+        f"model = {text(results.model)}",
+        "",
+        "[measured]  # relative to the untouched model, 1 = as good, as large, as fast",
+        *(f"{key} = {value:.6g}" if value % 1 else f"{key} = {value:.1f}" for key, value in measured.items() if value is not None),
+        f"machine = {text(str(results.environment['machine']))}",
+        f"date = {text(results.environment['date'])}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+MARKS = {(True, True): "●◆", (True, False): "●", (False, True): "◆", (False, False): ""}
+
+
+def table(results: Results, width: int) -> Table:
+    """The untouched model, then best first; ● and ◆ mark what no other row beats."""
+    shown = Table(title=f"compare {results.track}: {results.model}", caption="● Pareto-optimal in quality against bytes, ◆ in quality against decode speed")
+    shown.add_column("method", overflow="fold")
+    shown.add_column("")
+    for name in ("quality", "bytes"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    columns = report.columns(results) if width >= 120 else []
+    for column in columns:
+        shown.add_column(column.title, justify="right", no_wrap=True)
+    for name in ("decode", "prefill"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in results.rows:
+        m = row.metrics
+        cells = [
+            row.spec if row.method != "full" else "untouched",
+            MARKS[m.pareto_bytes, m.pareto_speed],
+            f"{m.quality.mean:.2f} [{m.quality.low:.2f}, {m.quality.high:.2f}]" if m.quality else "–",
+            f"{m.bytes_share:.0%}" if m.bytes_share is not None else "–",
+            *(column.text(row) for column in columns),
+            *(f"{pace.ratio:.2f}×" if pace else "–" for pace in (m.decode, m.prefill)),
+        ]
+        shown.add_row(*map(Text, cells), style="bold" if row.method == "full" else None, end_section=row.method == "full")
+    return shown
+
+
+def _closing(results: Results, best: Row | None, path: Path, page: Path) -> list[str]:
+    cost, speed = results.environment["cost"], results.environment["speed"]
+    lines = [
+        f"decode: tokens a second at batch {speed['decode_batch']}, context {speed['decode_context']}; "
+        f"prefill: batch {speed['prefill_batch']}, context {speed['prefill_context']}; both as ratios to the "
+        "untouched model, measured in turns.",
+        f"One more method and budget costs {cost['one_more_row_seconds']:.1f} s, "
+        f"{cost['share_of_this_run']:.1%} of this run ({cost['share_of_a_run_alone']:.0%} of measuring it alone).",
+    ]
+    if best is not None:
+        lines.append(f"Winner ({figures.WINNER}): {best.spec}, in {path.with_name('recipe.toml')}")
+    return [*lines, f"Report: {page}", f"Figures: {path}"]

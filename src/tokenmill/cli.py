@@ -1,0 +1,314 @@
+"""The command line. Each command imports what it needs when it runs: `tokenmill ls` loads no torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tokenmill import __version__, catalog
+from tokenmill.errors import InputError, SpecError, TokenmillError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TRACKS = ("cache",)
+REPRODUCTIONS = Path("runs/reproduce")
+
+
+class _Friendly(TyperGroup):
+    """A mistake of the user's is one line on stderr and exit code 2; Ctrl-C is 130. A bug keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TokenmillError as error:
+            _complain(" ".join(str(error).split()))
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            _complain("stopped")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Friendly,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Token methods on one contract, on your own model: list, run, compare, reproduce.",
+)
+
+Model = Annotated[str, typer.Option(help="smollm2 (the default model), a Hugging Face name, or a local folder.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+Before = Annotated[Path | None, typer.Option("--input", help="A text file that goes before the prompt.")]
+Input = Annotated[Path | None, typer.Option("--input", help="A text file of your own.")]
+
+
+def main() -> None:
+    """Entry point of the `tokenmill` command."""
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command began
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tokenmill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def ls(
+    verb: Annotated[str | None, typer.Argument(help="Only this verb: " + ", ".join(catalog.VERBS))] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All fields, for scripts.")] = False,
+) -> None:
+    """List the methods."""
+    found = [catalog.find(name) for name in catalog.methods(verb)]
+    if as_json:
+        print(json.dumps([entry.row() for entry in found], indent=1, ensure_ascii=False))
+        return
+    from rich.table import Table
+
+    table = Table("method", "verb", "year", "what it does", box=None, pad_edge=False)
+    for entry in found:
+        table.add_row(entry.name, entry.verb, str(entry.year or ""), entry.summary)
+    if found:
+        _console().print(table)
+    else:
+        print(f"no {verb} method yet ({catalog.VERBS[str(verb)]})")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A method, as `tokenmill ls` names it.")],
+    out: Annotated[Path, typer.Option(help="Folder that `tokenmill reproduce` wrote into.")] = REPRODUCTIONS,
+) -> None:
+    """Show one method: what it does, its formula, its knobs, where it stands, and how its claim fared."""
+    from tokenmill.method import KNOBS, SPENDING
+
+    entry = catalog.find(name)
+    print(f"{entry.name}  ({entry.verb}: {catalog.VERBS[entry.verb]})")
+    if entry.title:
+        print(", ".join(filter(None, [f'"{entry.title}"', entry.paper, str(entry.year or "")])))
+    print(f"\n{entry.doc.strip()}\n\nKnobs")
+    knobs = entry.knobs | ({k: repr(v) for k, v in SPENDING.items()} if entry.verb == "score" else {})
+    for knob, default in knobs.items():
+        meaning = KNOBS[knob][3] if knob in KNOBS else ""
+        print(f"  {knob} = {default}" + (f"    {meaning}" if meaning else ""))
+    if not knobs:
+        print("  none")
+    print(f"\nSource\n  {entry.path}:{entry.line}\n\nReproduction\n  {_reproduction(name, out)}")
+
+
+def _reproduction(name: str, out: Path) -> str:
+    """The newest file about this method: of the user's own runs, or of those kept with the sources."""
+    kept = Path(__file__).parents[2] / "docs" / "reproductions"
+    files = [f for folder in (out, kept) if (f := folder / f"{name}.json").is_file()]
+    if not files:
+        return f"none yet; run: tokenmill reproduce {name}"
+    newest = max(files, key=lambda f: f.stat().st_mtime)
+    try:
+        found = json.loads(newest.read_text(encoding="utf-8"))
+        lines = [f"{found['verdict']}: {found['claim']}"]
+        lines += [f"{k}: {found[k]}" for k in ("measured", "baseline", "why") if found.get(k)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{newest} cannot be read; run again: tokenmill reproduce {name}"
+    return "\n  ".join([*lines, str(newest)])
+
+
+@app.command()
+def run(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
+    recipe: Annotated[str, typer.Option(help="Such as 'snapkv(budget=0.25) + token_recycling'.")] = "full",
+    model: Model = "smollm2",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 128,
+    input: Before = None,
+    seed: Seed = 0,
+) -> None:
+    """Generate text under a recipe: the text on stdout as it comes, what it cost on stderr."""
+    text = _prompt(prompt, input)
+    import tokenmill as tm
+
+    chosen = tm.recipe(recipe)
+    loaded, tokenizer = tm.load(model)
+
+    def emit(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    out = tm.generate(
+        loaded, tokenizer, [text], recipe=chosen, max_new_tokens=max_new_tokens, seed=seed, on_text=emit
+    )
+    print(flush=True)
+    _report(out[0])
+
+
+@app.command()
+def explain(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
+    method: Annotated[str, typer.Option(help="An explain method; see `tokenmill ls explain`.")] = "reagent",
+    target: Annotated[str | None, typer.Option(help="The next token to explain; the likeliest one if not given.")] = None,
+    model: Model = "smollm2",
+    input: Before = None,
+    seed: Seed = 0,
+) -> None:
+    """Which tokens of the prompt made the next one likely."""
+    text = _prompt(prompt, input)
+    import tokenmill as tm
+
+    tm.parse(method)  # a typo is told before a model is loaded
+    loaded, tokenizer = tm.load(model)
+    told = tm.explain(loaded, tokenizer, text, method=method, target=target, seed=seed, progress=sys.stderr.isatty())
+    console = _console()
+    console.print(told)
+    console.print(f"\nThe model was asked {told.attribution.calls} times. What counted most:")
+    for token, score in told.top(10):
+        console.print(f"{score:10.4f}  {token!r}", markup=False, highlight=False)
+
+
+@app.command()
+def compare(
+    track: Annotated[str, typer.Argument(help="What to compare: " + ", ".join(TRACKS))],
+    model: Model = "smollm2",
+    methods: Annotated[str | None, typer.Option(help="Specs with commas between them; all that fit if not given.")] = None,
+    budgets: Annotated[str | None, typer.Option(help="Shares of the cache that stay, such as 0.5,0.25,0.1.")] = None,
+    input: Input = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; runs/TRACK if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an earlier run left in the folder.")] = False,
+    seed: Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples: about two minutes on two cores.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="Text on which the report draws what each method kept.")] = None,
+) -> None:
+    """Measure methods side by side: a table here, results.json, report.html and recipe.toml in the folder."""
+    if track not in TRACKS:
+        raise InputError(f"no track '{track}' to compare; {did_you_mean(track, TRACKS)}")
+    specs = None if methods is None else split_specs(methods)
+    shares = None if budgets is None else split_budgets(budgets)
+    _readable(input)
+    from tokenmill.bench.compare import compare as measure
+    from tokenmill.method import parse
+
+    for spec in specs or ():
+        parse(spec)  # a typo is told before a model is loaded
+    measure(
+        track,
+        model=model,
+        methods=specs,
+        budgets=shares,
+        input=input,
+        out=out or Path("runs") / track,
+        resume=resume,
+        seed=seed,
+        quick=quick,
+        prompt=prompt,
+        console=_console(),
+    )
+
+
+@app.command()
+def reproduce(
+    names: Annotated[str, typer.Argument(metavar="[NAME|VERB|all]", help="A method, a verb's methods, or all.")] = "all",
+    out: Annotated[Path, typer.Option(help="Folder for one JSON a method.")] = REPRODUCTIONS,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, wider intervals.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    model: Model = "smollm2",
+) -> None:
+    """Run a published claim again here: holds, fails, or out of reach, with the numbers."""
+    if names == "all":
+        wanted = catalog.methods()
+    elif names in catalog.VERBS:
+        wanted = catalog.methods(names)
+    elif names in catalog.methods():
+        wanted = [names]
+    else:
+        known = [*catalog.methods(), *catalog.VERBS, "all"]
+        raise SpecError(f"no method or verb '{names}'; {did_you_mean(names, known)}")
+    from tokenmill.claims import reproduce as rerun
+
+    rerun(wanted, out=out, model=model, seeds=seeds, quick=quick, console=_console())
+
+
+def split_specs(text: str) -> list[str]:
+    """'adaptive(score=h2o, sinks=4), tova' -> two specs: commas inside parentheses belong to a spec."""
+    try:
+        body = ast.parse(f"[{text}]", mode="eval").body
+    except SyntaxError:
+        body = None
+    if not isinstance(body, ast.List) or not body.elts:
+        raise SpecError(f"cannot read '{text}'; specs look like 'snapkv(window=16), tova'")
+    return [ast.unparse(spec) for spec in body.elts]
+
+
+def split_budgets(text: str) -> list[float]:
+    """'0.5,0.25' -> [0.5, 0.25]."""
+    try:
+        shares = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise SpecError(f"budgets must be shares in (0, 1] with commas between them, such as 0.5,0.25, not '{text}'")
+    return list(dict.fromkeys(shares))
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    parts = [_readable(file)] if file else []
+    if prompt == "-":
+        parts.append(sys.stdin.read())
+    elif prompt is not None:
+        parts.append(prompt)
+    if not "".join(parts).strip():
+        raise InputError("no prompt; give it in quotes, as - to read it from stdin, or a text file with --input FILE")
+    return "\n\n".join(parts)
+
+
+def _readable(file: Path | None) -> str:
+    """The file's text; an error that says what is wrong with it."""
+    if file is None:
+        return ""
+    try:
+        text = file.expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not text in UTF-8") from None
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+    if not text.strip():
+        raise InputError(f"{file} is empty")
+    return text
+
+
+def _report(answer: Any) -> None:
+    """What one answer cost, on stderr, so that stdout is the text alone."""
+    stats = answer.stats
+    speed = f", {len(answer.ids) / stats.decode_seconds:.1f} tokens/s" if stats.decode_seconds else ""
+    print(
+        f"{len(answer.ids)} tokens, {stats.forward_calls} forward passes, cache {stats.cache_bytes / 1e6:.2f} MB, "
+        f"prompt {stats.prefill_seconds:.2f} s, generation {stats.decode_seconds:.2f} s{speed}",
+        file=sys.stderr,
+    )
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # In a pipe nothing is wrapped to the width of a screen.
+    return Console() if sys.stdout.isatty() else Console(width=200, soft_wrap=True)
+
+
+def _complain(line: str) -> None:
+    print(f"tokenmill: {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

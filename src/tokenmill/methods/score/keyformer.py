@@ -1,0 +1,42 @@
+"""Keyformer: like H2O, but attention is counted with Gumbel noise and a temperature that rises as tokens leave.
+
+    s_t = sum over every query q since t entered the cache of softmax_t( (q k_t + g) / (temperature + rise * generated) )
+    g ~ Gumbel(0, 1), anew for each query and token
+    a share `recent` of what stays is the newest tokens whatever their score, the rest the highest s
+
+Adnan et al., "Keyformer: KV Cache Reduction through Key Tokens Selection for Efficient Generative Inference", 2024.
+
+Differs: the query heads that share a key/value head share noise and score; the paper's models have no such heads. The
+cache grows with the text if a budget is asked for; the paper holds it at a share of the prompt.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokenmill.method import method
+from tokenmill.ops.attention import received
+from tokenmill.ops.noise import gumbel
+from tokenmill.types import Trace
+
+
+@method(
+    title="Keyformer: KV Cache Reduction through Key Tokens Selection for Efficient Generative Inference",
+    paper="arXiv:2403.09054",
+    year=2024,
+    needs=("all_queries",),
+    every=1,
+)
+def keyformer(
+    trace: Trace,
+    state: Tensor | None,
+    *,
+    recent: float = 0.3,
+    temperature: float = 1.0,
+    rise: float = 0.01,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    # `recent` is spent by the keep method, which knows how many tokens stay: ops.budget.recent.
+    got = received(trace, temperature + rise * trace.generated, lambda block: gumbel(block, seed)).float()
+    total = got if state is None else state + got
+    return total, total  # (B, K, T)

@@ -1,0 +1,1 @@
+"""The loops: each one readable page."""

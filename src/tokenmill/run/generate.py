@@ -1,0 +1,236 @@
+"""Text from a model under a recipe: Tokenmill's own loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenmill.errors import InputError, SpecError
+from tokenmill.method import Method, Recipe
+from tokenmill.method import recipe as as_recipe
+from tokenmill.run.session import Session, Stats
+from tokenmill.run.speculate import speculate
+
+
+@dataclass(frozen=True)
+class Output:
+    """What came out for one prompt."""
+
+    text: str
+    ids: list[int]  # new tokens; an end-of-text token that ended the text is the last
+    stats: Stats  # of the batch the prompt was in
+    prompt_ids: list[int]
+    kept: list[list[list[int]]]  # [layer][key/value head] -> positions held at the end
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Sampler:
+    """Greedy at temperature 0; otherwise draws, every row from a generator of its own."""
+
+    def __init__(self, temperature: float, top_p: float, seed: int, rows: int):
+        if temperature < 0:
+            raise SpecError(f"temperature must be 0 (greedy) or above, not {temperature:g}")
+        if not 0 < top_p <= 1:
+            raise SpecError(f"top_p must be in (0, 1], not {top_p:g}")
+        self.temperature, self.top_p = temperature, top_p
+        self.generators = [torch.Generator().manual_seed(seed) for _ in range(rows)]
+
+    def __call__(self, logits: Tensor, row: int | None = None) -> Tensor:
+        """logits (B, V) to tokens (B,). With `row`, all of them belong to that row."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        probabilities = (logits.float() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            ordered, index = probabilities.sort(-1, descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0
+            probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
+        own = [self.generators[i if row is None else row] for i in range(len(logits))]
+        drawn = [torch.multinomial(p.cpu(), 1, generator=g) for p, g in zip(probabilities, own, strict=True)]
+        return torch.cat(drawn).to(logits.device)
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    recipe: str | Method | Recipe | None = None,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    chunk: int | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Output]:
+    """Continue each prompt (text, or ids) by up to `max_new_tokens` tokens.
+
+    Prompts of different length run in one batch, and each comes out as it would alone. `chunk` reads prompts in
+    pieces; `on_text(row, text)` is called as text grows; text ends before the first of `stop`.
+
+    Raises InputError for prompts that are empty or do not fit the model's context, RecipeError for a recipe that
+    cannot run, ModelError for logits that are not finite.
+    """
+    wanted = as_recipe(recipe)
+    rows = _encoded(tokenizer, [prompts] if isinstance(prompts, str) else prompts)
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    _refuse_too_long(model, wanted, rows, max_new_tokens)
+    ends = frozenset() if ignore_eos else _ends(model, tokenizer)
+    sampler = Sampler(temperature, top_p, seed, len(rows))
+    writer = _Writer(tokenizer, len(rows), ends, stop, max_new_tokens, on_text)
+    draft = wanted.get("draft")
+    without = Recipe(tuple(m for m in wanted if m is not draft))
+    if draft is None:
+        session = Session(model, without)
+        began = time.perf_counter()
+        with session.engaged():
+            _plain(session, rows, sampler, writer, chunk)
+        stats = _timed(session, writer, time.perf_counter() - began)
+        kept = session.kept()
+        return [_output(writer, row, ids, stats, [layer[row] for layer in kept]) for row, ids in enumerate(rows)]
+    out = []
+    for row, ids in enumerate(rows):
+        session = Session(model, without)
+        began = time.perf_counter()
+        with session.engaged():
+            for tokens in speculate(session, ids, draft, lambda logits, row=row: sampler(logits, row)):
+                if writer.add(row, tokens):
+                    break
+        stats = _timed(session, writer, time.perf_counter() - began, row)
+        out.append(_output(writer, row, ids, stats, [layer[0] for layer in session.kept()]))
+    return out
+
+
+def _plain(session: Session, rows: list[list[int]], sampler: Sampler, writer: _Writer, chunk: int | None) -> None:
+    logits = session.read(rows, chunk=chunk)
+    while True:
+        tokens = sampler(logits)
+        done = [writer.add(row, [token]) for row, token in enumerate(tokens.tolist())]
+        if all(done):
+            return
+        logits = session.read(tokens[:, None])
+
+
+class _Writer:
+    """Collects tokens a row until it is done."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        rows: int,
+        ends: frozenset[int],
+        stop: Sequence[str],
+        limit: int,
+        on_text: Callable[[int, str], None] | None,
+    ):
+        self.tokenizer, self.ends, self.stop, self.limit, self.on_text = tokenizer, ends, stop, limit, on_text
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        self.done = [False] * rows
+        self.shown = [""] * rows
+
+    def add(self, row: int, tokens: Sequence[int]) -> bool:
+        """Take the tokens up to where the row ends; True once it has."""
+        for token in tokens:
+            if self.done[row]:
+                break
+            self.ids[row].append(token)
+            self.done[row] = token in self.ends or len(self.ids[row]) >= self.limit or self._stopped(row)
+        if self.on_text is not None:
+            text = self.text(row)
+            whole = text if self.done[row] else text.rstrip("\ufffd")  # wait for the rest of a character
+            if len(whole) > len(self.shown[row]):
+                self.on_text(row, whole[len(self.shown[row]) :])
+                self.shown[row] = whole
+        return self.done[row]
+
+    def text(self, row: int) -> str:
+        ids = self.ids[row]
+        ids = ids[:-1] if ids and ids[-1] in self.ends else ids
+        text = self.tokenizer.decode(ids) if self.tokenizer is not None else ""
+        found = [text.find(s) for s in self.stop if s in text]
+        return text[: min(found)] if found else text
+
+    def _stopped(self, row: int) -> bool:
+        if not self.stop:
+            return False
+        # A stop string cannot begin more tokens back than it has characters, plus those of an unfinished one.
+        tail = self.tokenizer.decode(self.ids[row][-(max(map(len, self.stop)) + 8) :])
+        return any(s in tail for s in self.stop)
+
+
+def _encoded(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
+    if len(prompts) == 0:
+        raise InputError("there is no prompt; give at least one")
+    if isinstance(prompts, Tensor) or (isinstance(prompts[0], int)):
+        prompts = prompts.tolist() if isinstance(prompts, Tensor) else [prompts]
+        prompts = [prompts] if prompts and isinstance(prompts[0], int) else prompts
+    rows = []
+    for number, prompt in enumerate(prompts):
+        ids = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise InputError(f"prompt {number} is empty; give at least one token")
+        rows.append([int(i) for i in ids])
+    return rows
+
+
+def _refuse_too_long(model: Any, recipe: Recipe, rows: list[list[int]], new: int) -> None:
+    config = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None)
+    bounded = any(m.knobs.get("renumber") and m.knobs.get("slots") for m in recipe)
+    longest = max(map(len, rows))
+    if limit is not None and longest + new > limit and not bounded:
+        raise InputError(
+            f"the prompt has {longest} tokens and {new} more are asked for, but the model's context is {limit}; "
+            "shorten it, ask for fewer, or use streaming_llm(slots=…), which renumbers positions"
+        )
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    for row in rows:
+        if max(row) >= vocabulary or min(row) < 0:
+            raise InputError(f"token id {max(row)} is outside the model's vocabulary of {vocabulary}")
+
+
+def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
+    found = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(found if isinstance(found, list | tuple) else [found])
+    ends.add(getattr(tokenizer, "eos_token_id", None))
+    return frozenset(e for e in ends if e is not None)
+
+
+def _timed(session: Session, writer: _Writer, seconds: float, row: int | None = None) -> Stats:
+    stats = session.stats
+    new = sum(map(len, writer.ids)) if row is None else len(writer.ids[row])
+    return replace(stats, new_tokens=new, decode_seconds=seconds - stats.prefill_seconds)
+
+
+def _output(writer: _Writer, row: int, ids: list[int], stats: Stats, kept: list[list[list[int]]]) -> Output:
+    return Output(writer.text(row), writer.ids[row], stats, ids, kept)
+
+
+def stream(model: Any, tokenizer: Any, prompt: str, **knobs: Any) -> Iterator[str]:
+    """`generate` for one prompt, as an iterator of text pieces."""
+    import queue
+    import threading
+
+    pieces: queue.Queue[str | BaseException | None] = queue.Queue()
+
+    def work() -> None:
+        try:
+            generate(model, tokenizer, prompt, on_text=lambda _, text: pieces.put(text), **knobs)
+            pieces.put(None)
+        except BaseException as error:
+            pieces.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (piece := pieces.get()) is not None:
+        if isinstance(piece, BaseException):
+            raise piece
+        yield piece

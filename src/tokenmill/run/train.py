@@ -1,0 +1,155 @@
+"""Train a model where every token's loss has a weight.
+
+    history = train(model, batches, "rho1(share=0.6)", reference=reference, steps=100, lr=1e-4)
+
+The whole loop is on this page. With weights of one it is the library's own loss: `full_loss`, `rho1(share=1.0)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from tokenmill.errors import InputError, ModelError, SpecError
+from tokenmill.method import Method, parse
+from tokenmill.types import Weights
+
+Batch = Tensor | Mapping[str, Tensor]  # ids (B, T), or input_ids with attention_mask and labels where there are any
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One step, measured before its update."""
+
+    step: int
+    loss: float  # mean over all tokens
+    trained: float  # mean over the weights: what was minimised
+    tokens: int  # tokens that have a loss
+    share: float  # of the weight they could have had
+
+
+def token_losses(model: Any, ids: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    """(B, T) float32: at t, -log p(ids[t] | ids[:t]). NaN where there is none.
+
+    That is the first token of a row, padding (mask 0), a token right after padding, and a label of -100.
+    """
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
+    counts = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    counts = counts[:, 1:] & counts[:, :-1]
+    if labels is not None:
+        counts = counts & (labels[:, 1:] != -100)
+    losses = losses.masked_fill(~counts, torch.nan)
+    return torch.cat([losses.new_full((len(ids), 1), torch.nan), losses], dim=1)
+
+
+def weighted_loss(losses: Tensor, weights: Weights) -> Tensor:
+    """sum w l / sum w over the tokens that have a weight; 0 when none has."""
+    w = weights.values.to(losses)
+    return torch.where(w > 0, w * losses, 0).sum() / w.sum().clamp(min=torch.finfo(w.dtype).tiny)
+
+
+def train(
+    model: Any,
+    batches: Iterable[Batch],
+    method: str | Method = "full_loss",
+    *,
+    reference: Any = None,
+    steps: int | None = None,
+    lr: float = 1e-4,
+    seed: int = 0,
+    clip: float = 1.0,
+    progress: bool = False,
+) -> list[TrainStep]:
+    """Train `model` in place (AdamW) and return what every step measured.
+
+    `steps=None` goes through the batches once; with more steps than batches they are gone through again. `reference` is
+    a model that methods such as rho1 compare with; it is never trained. `seed` sets dropout and methods that draw.
+    """
+    chosen = parse(method) if isinstance(method, str) else method
+    if not isinstance(chosen, Method) or chosen.verb != "learn":
+        raise SpecError(f"{chosen!r} does not weigh losses; `tokenmill ls learn` lists the methods that do")
+    device = next(model.parameters()).device
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=lr)
+    was_training, history = model.training, []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.train()
+        try:
+            steady = track(_stream(batches, steps), chosen.name, total=steps, transient=True, disable=not progress)
+            for step, batch in enumerate(steady):
+                ids, mask, labels = _parts(batch, device)
+                losses = token_losses(model, ids, mask, labels)
+                compared = None if reference is None else _compare(reference, ids, mask, labels)
+                weights = _at_step(chosen, seed, step)(losses.detach(), compared)
+                loss = weighted_loss(losses, weights)
+                has = torch.isfinite(losses)
+                if not torch.isfinite(loss):
+                    raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g}) or load in float32")
+                mean = float(losses.detach()[has].mean()) if has.any() else 0.0
+                count = int(has.sum())
+                history.append(TrainStep(step, mean, float(loss), count, float(weights.values.sum()) / max(count, 1)))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trainable, clip)
+                optimizer.step()
+        finally:
+            optimizer.zero_grad(set_to_none=True)
+            model.train(was_training)
+    return history
+
+
+@torch.no_grad()
+def _compare(reference: Any, ids: Tensor, mask: Tensor | None, labels: Tensor | None) -> Tensor:
+    was_training = reference.training
+    reference.eval()
+    try:
+        where = next(reference.parameters()).device
+        return token_losses(reference, *_moved(where, ids, mask, labels)).to(ids.device)
+    finally:
+        reference.train(was_training)
+
+
+def _at_step(method: Method, seed: int, step: int) -> Method:
+    """Methods that draw, draw anew at every step."""
+    if "seed" not in method.defaults:
+        return method
+    return method(seed=method.knobs["seed"] + seed * 1_000_003 + step)
+
+
+def _stream(batches: Iterable[Batch], steps: int | None) -> Iterator[Batch]:
+    done = 0
+    while True:
+        before = done
+        for batch in batches:
+            if done == steps:
+                return
+            yield batch
+            done += 1
+        if steps is None or done == steps:
+            return
+        if done == before:  # an iterator that is used up, or nothing to begin with
+            raise InputError(f"the batches ended after {done} of {steps} steps; pass a list, or fewer steps")
+
+
+def _parts(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if isinstance(batch, Tensor):
+        ids, mask, labels = batch, None, None
+    else:
+        ids, mask, labels = batch["input_ids"], batch.get("attention_mask"), batch.get("labels")
+    if ids.dim() != 2 or ids.shape[1] < 2:
+        raise InputError(f"a batch is ids (rows, tokens) with at least two tokens, not of shape {tuple(ids.shape)}")
+    return _moved(device, ids, mask, labels)
+
+
+def _moved(
+    device: torch.device, ids: Tensor, mask: Tensor | None, labels: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return ids.to(device), None if mask is None else mask.to(device), None if labels is None else labels.to(device)
