@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TRACKS = ("cache",)
-REPRODUCTIONS = Path("runs/reproduce")
+REPRODUCTIONS = Path("tokenmill-runs") / "reproduce"
+EXTRAS = {"pydantic": "measure", "gguf": "default-model", "accelerate": "default-model"}
 
 
 class _Friendly(TyperGroup):
@@ -29,6 +30,11 @@ class _Friendly(TyperGroup):
             return super().invoke(ctx)
         except TokenmillError as error:
             _complain(" ".join(str(error).split()))
+            raise typer.Exit(2) from None
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            _complain(f"this command needs {error.name}; run: pip install 'tokenmill[{EXTRAS[error.name]}]'")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             _complain("stopped")
@@ -136,6 +142,7 @@ def run(
     model: Model = "smollm2",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 128,
     input: Before = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     seed: Seed = 0,
 ) -> None:
     """Generate text under a recipe: the text on stdout as it comes, what it cost on stderr."""
@@ -145,11 +152,18 @@ def run(
     chosen = tm.recipe(recipe)
     loaded, tokenizer = tm.load(model)
 
-    def emit(piece: str) -> None:
+    def emit(row: int, piece: str) -> None:
         print(piece, end="", flush=True)
 
     out = tm.generate(
-        loaded, tokenizer, [text], recipe=chosen, max_new_tokens=max_new_tokens, seed=seed, on_text=emit
+        loaded,
+        tokenizer,
+        [text],
+        recipe=chosen,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        on_text=emit,
     )
     print(flush=True)
     _report(out[0])
@@ -159,7 +173,9 @@ def run(
 def explain(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
     method: Annotated[str, typer.Option(help="An explain method; see `tokenmill ls explain`.")] = "reagent",
-    target: Annotated[str | None, typer.Option(help="The next token to explain; the likeliest one if not given.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The next token to explain; the likeliest one if not given.")
+    ] = None,
     model: Model = "smollm2",
     input: Before = None,
     seed: Seed = 0,
@@ -182,11 +198,15 @@ def explain(
 def compare(
     track: Annotated[str, typer.Argument(help="What to compare: " + ", ".join(TRACKS))],
     model: Model = "smollm2",
-    methods: Annotated[str | None, typer.Option(help="Specs with commas between them; all that fit if not given.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Specs with commas between them; all that fit if not given.")
+    ] = None,
     budgets: Annotated[str | None, typer.Option(help="Shares of the cache that stay, such as 0.5,0.25,0.1.")] = None,
     input: Input = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results; runs/TRACK if not given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an earlier run left in the folder.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; one under tokenmill-runs if not given.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what an earlier run left in the folder.")
+    ] = False,
     seed: Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples: about two minutes on two cores.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Text on which the report draws what each method kept.")] = None,
@@ -208,7 +228,7 @@ def compare(
         methods=specs,
         budgets=shares,
         input=input,
-        out=out or Path("runs") / track,
+        out=out,
         resume=resume,
         seed=seed,
         quick=quick,
@@ -219,7 +239,9 @@ def compare(
 
 @app.command()
 def reproduce(
-    names: Annotated[str, typer.Argument(metavar="[NAME|VERB|all]", help="A method, a verb's methods, or all.")] = "all",
+    names: Annotated[
+        str, typer.Argument(metavar="[NAME|VERB|all]", help="A method, a verb's methods, or all.")
+    ] = "all",
     out: Annotated[Path, typer.Option(help="Folder for one JSON a method.")] = REPRODUCTIONS,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, wider intervals.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
@@ -291,7 +313,8 @@ def _readable(file: Path | None) -> str:
 def _report(answer: Any) -> None:
     """What one answer cost, on stderr, so that stdout is the text alone."""
     stats = answer.stats
-    speed = f", {len(answer.ids) / stats.decode_seconds:.1f} tokens/s" if stats.decode_seconds else ""
+    # The first token comes with the prompt's pass.
+    speed = f", {(len(answer.ids) - 1) / stats.decode_seconds:.1f} tokens/s" if len(answer.ids) > 1 else ""
     print(
         f"{len(answer.ids)} tokens, {stats.forward_calls} forward passes, cache {stats.cache_bytes / 1e6:.2f} MB, "
         f"prompt {stats.prefill_seconds:.2f} s, generation {stats.decode_seconds:.2f} s{speed}",

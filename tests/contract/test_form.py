@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-import tokenmill
+from tokenmill import catalog
+from tokenmill.errors import TokenmillError
 from tokenmill.method import get, parse
 from tokenmill.ops.match import combine
 
-METHODS = tokenmill.methods("form")
+METHODS = catalog.methods("form")
 
 
 def rows(count, size, seed, dtype=torch.float32):
@@ -70,7 +71,7 @@ def test_omp_spec_and_range():
     m = get("omp_transplant")(anchors=3)
     assert parse(repr(m)) == m
     assert m(rows(2, 12, 0), rows(9, 12, 1)).anchors.shape == (2, 3)
-    with pytest.raises(tokenmill.TokenmillError, match="anchors"):
+    with pytest.raises(TokenmillError, match="anchors"):
         m(anchors=0)
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-import tokenmill
+from tokenmill import catalog
+from tokenmill.errors import TokenmillError
 from tokenmill.method import get, parse
 
-METHODS = tokenmill.methods("learn")
+METHODS = catalog.methods("learn")
 SHARED = [name for name in METHODS if "share" in get(name).defaults]
 
 
@@ -82,7 +83,7 @@ def test_rho1_takes_the_largest_excess_of_the_whole_batch():
 
 
 def test_rho1_needs_a_reference():
-    with pytest.raises(tokenmill.TokenmillError, match="reference"):
+    with pytest.raises(TokenmillError, match="reference"):
         get("rho1")(losses(1, 4), None)
 
 

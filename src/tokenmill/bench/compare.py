@@ -28,7 +28,7 @@ from tokenmill.bench import figures, report, sweep, tasks
 from tokenmill.bench.figures import Interval, Metrics, Pace, Results, Row
 from tokenmill.bench.measure import Engine
 from tokenmill.bench.store import FILE, Store
-from tokenmill.bench.sweep import COST, DECODE, PICTURE, PREFILL, READING, RowSpec, Sweep
+from tokenmill.bench.sweep import DECODE, PICTURE, PREFILL, READING, RowSpec, Sweep
 from tokenmill.errors import InputError, ModelError, StoreError, TokenmillError, did_you_mean
 
 TRACKS = {"cache": sweep.CACHE_METHODS}
@@ -104,10 +104,11 @@ def _measure(
         raise ModelError(f"{model} reads {context} tokens at most; the shortest task of compare needs more")
     _same_weights(store, network, model)
     reader = tasks.Reader(tokenizer)
-    own, notes = None, []
+    own: list[list[int]] = []
+    notes: list[str] = []
     if source is not None:
-        needed = max(t.length + t.tail for t in plan.tasks)
-        own, notes = tasks.usable(source, str(input), reader, needed, context)
+        own, notes = tasks.own_pieces(source, str(input), reader, plan, context, seed)
+        plan = tasks.with_own(plan, len(own))
     work = Sweep(
         _engine(), network, reader, list(rows), plan, seed, store, own,
         tasks.default_prompt() if prompt is None else prompt,
@@ -130,7 +131,7 @@ def _measure(
     made = [_row(row, cells, plan, seed) for row in work.rows]
     figures.mark(made)
     made = figures.best_first(made)
-    results = Results(track=track, model=model, environment=environment, rows=made)
+    results = Results(schema=1, track=track, model=model, environment=environment, rows=made)
     picture = _picture(work, cells)
     path = store.write("results.json", results.model_dump_json(by_alias=True, indent=1) + "\n")
     page = store.write("report.html", report.html(results, picture))
@@ -150,7 +151,7 @@ class _Left(ProgressColumn):
     """Time left at the pace of this run so far."""
 
     def render(self, task: Task) -> Text:
-        done, elapsed = task.completed - task.fields["start"], task.elapsed or 0.0
+        done, elapsed = task.completed - task.fields["before"], task.elapsed or 0.0
         if done <= 0 or elapsed < 2 or task.total is None:
             return Text("time left ?", style="cyan")
         seconds = round(max(0.0, task.total - task.completed) * elapsed / done)
@@ -163,10 +164,11 @@ def _run(work: Sweep, console: Console) -> None:
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(), _Left(), console=console, transient=True,
     ) as progress:  # fmt: skip
-        bar = progress.add_task("starting", total=total, completed=total - left, start=total - left)
+        bar = progress.add_task("starting", total=total, before=total - left)
+        progress.update(bar, completed=total - left)
 
         def tick(what: str, weight: float) -> None:
-            progress.update(bar, advance=weight, **({"description": what} if what else {}))
+            progress.update(bar, advance=weight, description=what or None)
 
         work.run(tick)
 
@@ -285,13 +287,11 @@ def _row(row: RowSpec, cells: Cells, plan: tasks.Plan, seed: int) -> Row:
     families: dict[str, float] = {}
     if all(figure is not None for figure in shown.values()):
         quality, families = figures.quality(plan.tasks, mine, full, seed)  # type: ignore[arg-type]
-    shares, peaks = [], []
-    for task in plan.tasks:
-        for i in range(task.samples):
-            own, other = (cells[task.name, i, spec][0] for spec in (row.spec, "full"))
-            shares.append(own["bytes"] / other["bytes"])
-            if own["peak"] and other["peak"]:
-                peaks.append(own["peak"] / other["peak"])
+    shares = [
+        cells[task.name, i, row.spec][0]["bytes"] / cells[task.name, i, "full"][0]["bytes"]
+        for task in plan.tasks
+        for i in range(task.samples)
+    ]
     fast, read = cells[DECODE, 0, row.spec][0], cells[PREFILL, 0, row.spec][0]
     place = plan.speed
     return Row(
@@ -305,7 +305,7 @@ def _row(row: RowSpec, cells: Cells, plan: tasks.Plan, seed: int) -> Row:
             bytes_share=statistics.fmean(shares),
             bytes_held=fast["bytes"],
             bytes_held_untouched=fast["bytes_untouched"],
-            peak_share=statistics.fmean(peaks) if peaks else None,
+            peak_share=read["peak"] / read["peak_untouched"],
             prefill=_pace(read, place.prefill_batch, place.prefill_context, faster_is_less=True),
             decode=_pace(fast, place.decode_batch, place.decode_context, faster_is_less=False),
             seconds=sum(seconds for (_, _, spec), (_, seconds) in cells.items() if spec == row.spec),
@@ -325,31 +325,28 @@ def _pace(cell: dict[str, list[float]], batch: int, context: int, *, faster_is_l
 
 def _cost(cells: Cells, rows: list[RowSpec]) -> dict[str, Any]:
     """What one more method and budget costs, from the seconds of this run's own cells."""
-    probe = cells[COST, 0, "decisions"][0]
-    readings = [(value, seconds) for (_, _, row), (value, seconds) in cells.items() if row == READING]
-    tokens = sum(value["tokens"] for value, _ in readings)
-    deciding = max(0.0, probe["all"] - probe["bare"]) / max(1, probe["recipes"]) * tokens / probe["tokens"]
-    specs = {row.spec for row in rows if row.method != "full"}
-    own: dict[str, float] = dict.fromkeys(specs, 0.0)
+    readings = [(value["decisions"], seconds) for (_, _, row), (value, seconds) in cells.items() if row == READING]
+    deciding = sum(sum(decisions.values()) for decisions, _ in readings)
+    reading = sum(seconds for _, seconds in readings) - deciding
+    seconds_of = {row.spec: 0.0 for row in rows}
     for (_, _, spec), (_, seconds) in cells.items():
-        if spec in own:
-            own[spec] += seconds
-    total = sum(seconds for _, seconds in cells.values())
-    more = (statistics.median(own.values()) if own else 0.0) + deciding
-    baseline = sum(seconds for (_, _, spec), (_, seconds) in cells.items() if spec == "full")
-    reading = tokens * probe["bare"] / probe["tokens"]
-    alone = reading + baseline + more
+        if spec in seconds_of:
+            seconds_of[spec] += seconds
+    baseline = seconds_of.pop("full")
+    others = max(1, len(seconds_of))
+    more = (sum(seconds_of.values()) + deciding) / others
+    total, alone = sum(seconds for _, seconds in cells.values()), reading + baseline + more
     return {
         "run_seconds": total,
         "rows": len(rows),
         "one_more_row_seconds": more,
-        "share_of_this_run": more / total if total else 0.0,
+        "share_of_this_run": more / total,
         "alone_seconds": alone,
-        "share_of_a_run_alone": more / alone if alone else 0.0,
+        "share_of_a_run_alone": more / alone,
         "how": (
-            "one_more_row_seconds: median over rows of the seconds of a row's own cells, plus what its decisions add "
-            "to the shared readings (measured: one prompt read with and without all rows' decisions). "
-            "alone_seconds: that, plus reading every prompt and measuring the untouched model, for one row only."
+            "one_more_row_seconds: mean over the rows of the seconds of a row's own cells and of its decisions on "
+            "the shared readings. alone_seconds: that, plus reading every prompt and measuring the untouched model, "
+            "for one row only."
         ),
     }
 
@@ -379,12 +376,16 @@ def recipe_toml(results: Results, best: Row) -> str:
     }
     lines = [
         f"# Chosen by computation: {figures.WINNER}.",
-        "# Use it: tokenmill run --recipe-file recipe.toml \"...\"",
+        '# Use it: tokenmill run --recipe-file recipe.toml "..."',
         f"recipe = {text(best.spec)}",
         f"model = {text(results.model)}",
         "",
         "[measured]  # relative to the untouched model, 1 = as good, as large, as fast",
-        *(f"{key} = {value:.6g}" if value % 1 else f"{key} = {value:.1f}" for key, value in measured.items() if value is not None),
+        *(
+            f"{key} = {value:.6g}" if value % 1 else f"{key} = {value:.1f}"
+            for key, value in measured.items()
+            if value is not None
+        ),
         f"machine = {text(str(results.environment['machine']))}",
         f"date = {text(results.environment['date'])}",
     ]
@@ -396,7 +397,10 @@ MARKS = {(True, True): "●◆", (True, False): "●", (False, True): "◆", (Fa
 
 def table(results: Results, width: int) -> Table:
     """The untouched model, then best first; ● and ◆ mark what no other row beats."""
-    shown = Table(title=f"compare {results.track}: {results.model}", caption="● Pareto-optimal in quality against bytes, ◆ in quality against decode speed")
+    shown = Table(
+        title=f"compare {results.track}: {results.model}",
+        caption="● Pareto-optimal in quality against bytes, ◆ in quality against decode speed",
+    )
     shown.add_column("method", overflow="fold")
     shown.add_column("")
     for name in ("quality", "bytes"):
@@ -416,7 +420,9 @@ def table(results: Results, width: int) -> Table:
             *(column.text(row) for column in columns),
             *(f"{pace.ratio:.2f}×" if pace else "–" for pace in (m.decode, m.prefill)),
         ]
-        shown.add_row(*map(Text, cells), style="bold" if row.method == "full" else None, end_section=row.method == "full")
+        shown.add_row(
+            *map(Text, cells), style="bold" if row.method == "full" else None, end_section=row.method == "full"
+        )
     return shown
 
 

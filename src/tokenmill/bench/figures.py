@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -75,7 +75,7 @@ class Row(Strict):
 
 
 class Results(Strict):
-    schema_: int = Field(1, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     track: str
     model: str
     environment: dict[str, Any]

@@ -10,7 +10,8 @@ import base64
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -28,9 +29,12 @@ class Session(Protocol):
 
     def read(self, ids: Tensor, *, all_logits: bool = ...) -> Tensor: ...
     def kept(self) -> Any: ...
+    def engaged(self) -> AbstractContextManager[Any]: ...
 
 
 class Reading(Protocol):
+    decision_seconds: dict[Recipe, float]
+
     def session(self, recipe: Recipe) -> Session: ...
 
 
@@ -91,17 +95,28 @@ def timed(model: Any, work: Callable[[], Any]) -> tuple[float, Any]:
 
 def follow(session: Session, tail: Tensor, block: int) -> Tensor:
     """Read a tail (1, N) in blocks: (N - 1, V) what is predicted for every token but the first."""
-    blocks = [session.read(part, all_logits=True)[0].float() for part in tail[:, :-1].split(block, dim=1)]
+    with session.engaged():
+        blocks = [session.read(part, all_logits=True)[0].float() for part in tail[:, :-1].split(block, dim=1)]
     return torch.cat(blocks)
 
 
-def greedy(session: Session, first: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`count` tokens after `first` (1, 1): the tail (1, 1 + count), and the logits (count, V) that chose them."""
-    tail, logits = [first], []
-    for _ in range(count):
-        logits.append(session.read(tail[-1])[0].float())
-        tail.append(logits[-1].argmax().view(1, 1))
-    return torch.cat(tail, 1), torch.stack(logits)
+def follow_singly(session: Session, tail: Tensor, first: int) -> Tensor:
+    """The same for a recipe that drops tokens inside a pass, whose logits are only defined after a pass's last token.
+
+    Tokens before `first` are scored by nothing: they are read in one pass, and their rows are zeros.
+    """
+    with session.engaged():
+        rows = [session.read(part).float() for part in (tail[:, :first], *tail[:, first:-1].split(1, dim=1))]
+    return torch.cat([rows[0].new_zeros(first - 1, rows[0].shape[-1]), *rows])
+
+
+def greedy(session: Session, first: Tensor, count: int) -> Tensor:
+    """`first` (1, 1) and the `count` tokens the model writes after it: (1, 1 + count)."""
+    tail = [first]
+    with session.engaged():
+        for _ in range(count):
+            tail.append(session.read(tail[-1]).argmax(-1, keepdim=True))
+    return torch.cat(tail, 1)
 
 
 def judge(sample: Sample, logits: Tensor, tail: Tensor, reference: Tensor | None = None) -> float | None:
@@ -133,35 +148,39 @@ class Trial:
         self.reference: Tensor | None = None
         if sample.task.kind == "drift":
             count = sample.task.tail
-            self.tail, _ = greedy(self.prompt.session(UNTOUCHED), self.tail, count)
-            self.sample = Sample(sample.task, sample.index, sample.prompt, [], list(range(1, count + 1)))
+            self.tail = greedy(self.prompt.session(UNTOUCHED), self.tail, count)
+            self.sample = replace(sample, scored=list(range(1, count + 1)))
             # Teacher-forced in the same blocks as every recipe, so that the untouched model drifts by exactly 0.
             self.reference = follow(self.prompt.session(UNTOUCHED), self.tail, sample.task.block)
 
     def cell(self, what: Recipe) -> dict[str, Any]:
         session = self.prompt.session(what)
-        held, peak = int(session.stats.cache_bytes), getattr(session.stats, "peak_bytes", None)
-        logits = follow(session, self.tail, self.sample.task.block)
-        value = judge(self.sample, logits, self.tail, self.reference)
-        if value is None and what == UNTOUCHED:
-            raise ModelError("the untouched model's logits are not finite: the weights or the dtype are broken")
-        return {"score": value, "bytes": held, "peak": None if peak is None else int(peak)}
+        held = int(session.stats.cache_bytes)
+        try:
+            if walks(what):
+                logits = follow_singly(session, self.tail, self.sample.scored[0])
+            else:
+                logits = follow(session, self.tail, self.sample.task.block)
+        except ModelError:  # logits that are not finite: the untouched model is broken, or this recipe breaks it
+            if what == UNTOUCHED:
+                raise
+            return {"score": None, "bytes": held}
+        return {"score": judge(self.sample, logits, self.tail, self.reference), "bytes": held}
 
 
 # ---- speed ------------------------------------------------------------------------------------------------------
 
 
 def prefill_cell(engine: Engine, model: Any, ids: Tensor, what: Recipe, speed: Speed) -> dict[str, Any]:
-    """Seconds to read a prompt (B, T), the untouched model and the recipe in turns."""
-    turns: dict[Recipe, list[float]] = {UNTOUCHED: [], what: []}
+    """Seconds to read a prompt (B, T) in turns, and the most bytes held between two passes."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    peaks = [0, 0]
     for _ in range(speed.turns):
-        for side in (UNTOUCHED, what):
-            turns[side].append(timed(model, lambda side=side: engine.Session(model, side).read(ids))[0])
-    # The untouched model against itself has two lists in one: split them, so that its noise is seen.
-    mine, full = turns[what], turns[UNTOUCHED]
-    if what == UNTOUCHED:
-        mine, full = full[1::2], full[0::2]
-    return {"mine": mine, "untouched": full}
+        for side, chosen in enumerate((UNTOUCHED, what)):
+            session = engine.Session(model, chosen)
+            seconds[side].append(timed(model, lambda session=session: session.read(ids))[0])  # type: ignore[misc]
+            peaks[side] = int(session.stats.peak_cache_bytes)
+    return {"mine": seconds[1], "untouched": seconds[0], "peak": peaks[1], "peak_untouched": peaks[0]}
 
 
 def decode_cell(prompt: Prompt, what: Recipe, speed: Speed) -> dict[str, Any]:
@@ -173,14 +192,15 @@ def decode_cell(prompt: Prompt, what: Recipe, speed: Speed) -> dict[str, Any]:
     rates: tuple[list[float], list[float]] = ([], [])
 
     def steps(side: int, count: int) -> None:
-        for _ in range(count):
-            tokens[side] = sessions[side].read(tokens[side]).argmax(-1, keepdim=True)
+        with sessions[side].engaged():
+            for _ in range(count):
+                tokens[side] = sessions[side].read(tokens[side]).argmax(-1, keepdim=True)
 
     for side in (0, 1):
         steps(side, 1)  # warm
     for _ in range(speed.turns):
         for side in (0, 1):
-            seconds, _ = timed(prompt.model, lambda side=side: steps(side, speed.decode_steps))
+            seconds, _ = timed(prompt.model, lambda side=side: steps(side, speed.decode_steps))  # type: ignore[misc]
             rates[side].append(prompt.ids.shape[0] * speed.decode_steps / seconds)
     return {"mine": rates[1], "untouched": rates[0], "bytes": held[1], "bytes_untouched": held[0]}
 

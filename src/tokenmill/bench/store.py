@@ -57,7 +57,9 @@ class Store:
             what = "holds a run already" if FILE in others else f"is not empty ({', '.join(sorted(others)[:4])})"
             raise StoreError(f"{self.folder} {what}; give --resume to go on with it, or another --out")
         if others and FILE not in others:
-            raise StoreError(f"nothing to resume in {self.folder}: it is not empty and has no {FILE}; use another --out")
+            raise StoreError(
+                f"nothing to resume in {self.folder}: it is not empty and has no {FILE}; use another --out"
+            )
         with self._said():
             if not others:  # new, or killed before it began
                 self._create(settings)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +17,12 @@ from tokenmill.bench.tasks import Plan, Reader, Sample, build, sentences
 from tokenmill.errors import RecipeError, SpecError, TokenmillError
 from tokenmill.method import Method, Recipe, parse, recipe
 
-CACHE_METHODS = (
+_CACHE = (
     "full random_tokens recent_window streaming_llm knorm keydiff tova snapkv expected_attention h2o keyformer "
     "pyramid(score=snapkv) adaptive(score=snapkv) token_select lazy_llm mini_cache zip_cache"
-).split()
-READING, PREFILL, DECODE, COST, PICTURE = "(reading)", "(prefill)", "(decode)", "(cost)", "(picture)"
+)
+CACHE_METHODS = tuple(_CACHE.split())
+READING, PREFILL, DECODE, PICTURE = "(reading)", "(prefill)", "(decode)", "(picture)"
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,19 @@ def _each_budget(spec: str, budgets: Sequence[float]) -> Iterator[Method | Recip
     if spec.strip() == "full":
         return
     made = parse(spec)
-    if isinstance(made, Method) and "budget" in made.knobs and "budget" not in made.given:
-        if made.knobs.get("slots") is None:
-            yield from (made(budget=budget) for budget in budgets)
-            return
-    yield made
+    open_budget = isinstance(made, Method) and "budget" in made.knobs and "budget" not in made.given
+    if isinstance(made, Method) and open_budget and made.knobs.get("slots") is None:
+        yield from (made(budget=budget) for budget in budgets)
+    else:
+        yield made
 
 
 def check_budgets(budgets: Sequence[float]) -> tuple[float, ...]:
     for budget in budgets:
         if not 0 < budget <= 1:
-            raise SpecError(f"budget must be in (0, 1], not {budget:g} (share of the tokens seen that stays in the cache)")
+            raise SpecError(
+                f"budget must be in (0, 1], not {budget:g} (share of the tokens seen that stays in the cache)"
+            )
     if not budgets:
         raise SpecError("no budgets; give --budgets a list such as 0.5,0.25,0.1")
     return tuple(dict.fromkeys(budgets))
@@ -78,7 +83,7 @@ class Sweep:
     plan: Plan
     seed: int
     store: Store
-    own: list[str] | None = None
+    own: Sequence[list[int]] = ()
     picture: str = ""
 
     # ---- what there is to do, and about how much work each piece is (in seconds of the reference machine; only
@@ -161,21 +166,23 @@ class Sweep:
                 self._decode(pending, tick, reading, cell)
             else:
                 self._picture(pending, tick, reading, cell)
-        if not self.store.done(COST, 0, "decisions"):
-            self._cost()
 
     def _quality(self, sample: Sample, pending: list[RowSpec], tick: Any, reading: float, cell: float) -> None:
         task = sample.task.name
         tick(f"{task} {sample.index + 1}/{sample.task.samples}: reading", 0)
-        seconds, trial = measure.timed(
-            self.model, lambda: measure.Trial(self.engine, self.model, sample, [row.recipe for row in pending])
-        )
-        if not self.store.done(task, sample.index, READING):
-            value = {"tokens": len(sample.prompt), "recipes": len(pending)}
-            self.store.add(task, sample.index, READING, value, seconds)
+        began = time.perf_counter()
+        trial = measure.Trial(self.engine, self.model, sample, [row.recipe for row in pending])
+        self._read(task, sample.index, trial.prompt, pending, time.perf_counter() - began)
         tick(f"{task} {sample.index + 1}/{sample.task.samples}", reading)
         for row in pending:
-            self._cell(task, sample.index, row, lambda row=row: trial.cell(row.recipe), tick, cell)
+            self._cell(task, sample.index, row, partial(trial.cell, row.recipe), tick, cell)
+
+    def _read(self, task: str, index: int, prompt: measure.Prompt, rows: list[RowSpec], seconds: float) -> None:
+        """Note what a reading cost, and which part of it each row's decisions were."""
+        if not self.store.done(task, index, READING):
+            spent = prompt.reading.decision_seconds
+            value = {"decisions": {row.spec: spent[row.recipe] for row in rows if row.recipe in spent}}
+            self.store.add(task, index, READING, value, seconds)
 
     def _cell(self, task: str, index: int, row: RowSpec, work: Callable[[], Any], tick: Any, weight: float) -> None:
         seconds, value = measure.timed(self.model, work)
@@ -193,7 +200,7 @@ class Sweep:
         tick("prefill speed", 0)
         self.engine.Session(self.model, measure.UNTOUCHED).read(ids)  # warm
         for row in pending:
-            work = lambda row=row: measure.prefill_cell(self.engine, self.model, ids, row.recipe, speed)
+            work = partial(measure.prefill_cell, self.engine, self.model, ids, row.recipe, speed)
             self._cell(PREFILL, 0, row, work, tick, weight)
 
     def _decode(self, pending: list[RowSpec], tick: Any, reading: float, weight: float) -> None:
@@ -201,11 +208,10 @@ class Sweep:
         ids = self._batch(speed.decode_batch, speed.decode_context)
         tick(f"decode speed: reading {speed.decode_batch} x {speed.decode_context} tokens", 0)
         prompt = measure.Prompt.read(self.engine, self.model, ids, [row.recipe for row in pending])
-        if not self.store.done(DECODE, 0, READING):
-            self.store.add(DECODE, 0, READING, {"tokens": ids.numel(), "recipes": len(pending)}, prompt.seconds)
+        self._read(DECODE, 0, prompt, pending, prompt.seconds)
         tick("decode speed", reading)
         for row in pending:
-            work = lambda row=row: measure.decode_cell(prompt, row.recipe, speed)
+            work = partial(measure.decode_cell, prompt, row.recipe, speed)
             self._cell(DECODE, 0, row, work, tick, weight)
 
     def _picture(self, pending: list[RowSpec], tick: Any, reading: float, weight: float) -> None:
@@ -214,18 +220,7 @@ class Sweep:
         prompt = measure.Prompt.read(self.engine, self.model, ids, [row.recipe for row in pending])
         tick("", reading)
         for row in pending:
-            self._cell(
-                self._name(PICTURE), 0, row, lambda row=row: measure.picture_cell(prompt, row.recipe), tick, weight
-            )
-
-    def _cost(self) -> None:
-        """What the decisions of all rows add to one reading: needed to say what one more row costs."""
-        ids = self._batch(1, self.plan.speed.prefill_context)
-        bare = measure.Prompt.read(self.engine, self.model, ids, []).seconds
-        recipes = [row.recipe for row in self.rows]
-        all_rows = measure.Prompt.read(self.engine, self.model, ids, recipes).seconds
-        value = {"bare": bare, "all": all_rows, "tokens": ids.numel(), "recipes": len(recipes)}
-        self.store.add(COST, 0, "decisions", value, bare + all_rows)
+            self._cell(self._name(PICTURE), 0, row, partial(measure.picture_cell, prompt, row.recipe), tick, weight)
 
 
 def build_text(reader: Reader, key: str, length: int) -> list[int]:

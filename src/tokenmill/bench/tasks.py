@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,16 +19,17 @@ from typing import Any
 
 from tokenmill.errors import InputError
 
-WORDS = (
+_WORDS = (
     "anchor basket candle desert engine falcon garden hammer island jacket kettle lantern marble napkin orange "
     "pencil quartz ribbon saddle temple umbrella velvet window yellow zipper bridge copper dragon forest guitar "
     "harbor ladder mirror needle oyster pepper rabbit silver tunnel violin walnut turtle spider pillow"
-).split()
-ITEMS = (
+)
+_ITEMS = (
     "teapot carpet bottle cheese pocket finger doctor market summer school monkey tomato button camera flower "
     "kitten letter magnet oxygen palace rocket singer ticket valley wallet parrot hotel potato table river "
     "stone bread chair cloud horse lemon mouse paper plant queen shirt snake spoon storm sugar tiger train truck"
-).split()
+)
+WORDS, ITEMS = tuple(_WORDS.split()), tuple(_ITEMS.split())
 TAIL_ROOM = 160  # tokens that the longest question and answer of a task take
 MIN_INPUT_TOKENS = 96  # of the user's text: less leaves nothing to choose from
 
@@ -260,7 +261,7 @@ class Reader:
         return taken
 
 
-def build(task: Task, index: int, seed: int, reader: Reader, own: list[str] | None = None) -> Sample:
+def build(task: Task, index: int, seed: int, reader: Reader, own: Sequence[list[int]] = ()) -> Sample:
     """The sample: the same for the same task, index, seed and tokenizer, wherever and whenever it is built."""
     key = f"{seed}/{task.kind}/{task.needles}/{task.length}/{index}"
     if task.kind == "needle":
@@ -301,7 +302,8 @@ def _recall(task: Task, index: int, key: str, reader: Reader) -> Sample:
     ask = reader.ids("\n\nThe shopping list again:\n")
     filler = reader.stretch(sentences(key), max(0, task.length - len(reader.prefix) - len(listed)))
     prompt = reader.prefix + listed + [i for sentence in filler for i in sentence]
-    tail, scored = list(ask), []
+    tail = list(ask)
+    scored: list[int] = []
     for n, item in enumerate(items, 1):
         tail += reader.ids(f"{n}.")
         word = reader.ids(f"{n}. {item}")[len(reader.ids(f"{n}.")) :]
@@ -310,46 +312,50 @@ def _recall(task: Task, index: int, key: str, reader: Reader) -> Sample:
     return Sample(task, index, prompt, tail, scored)
 
 
-def _stretch(task: Task, index: int, key: str, reader: Reader, own: list[str] | None) -> Sample:
+def _stretch(task: Task, index: int, key: str, reader: Reader, own: Sequence[list[int]]) -> Sample:
     """Text and what really follows it. For drift the tail is what the untouched model writes: filled in later."""
     follow = task.tail if task.kind == "continuation" else 0
-    if task.own_text:
-        if own is None:
-            raise InputError("a task on your own text needs --input")
-        ids = _own_ids(reader, own, index, task.samples, task.length + follow)
-    else:
-        ids = [i for s in reader.stretch(sentences(key), task.length - len(reader.prefix) + follow) for i in s]
-    ids = reader.prefix + ids
-    # What the file is too short for comes off the prompt first, but never more than half of it.
+    size = task.length - len(reader.prefix) + follow
+    text = [own[index][:size]] if task.own_text else reader.stretch(sentences(key), size)
+    ids = reader.prefix + [i for part in text for i in part]
+    # What the user's text is too short for comes off the prompt first, but never more than half of it.
     cut = len(ids) - min(follow, len(ids) // 2) - 1
-    tail = ids[cut:] if follow else ids[-1:]
-    return Sample(task, index, ids[: cut if follow else -1], tail, list(range(1, len(tail))))
+    return Sample(task, index, ids[:cut], ids[cut:], list(range(1, len(ids) - cut)))
 
 
-def _own_ids(reader: Reader, own: list[str], index: int, samples: int, length: int) -> list[int]:
-    """A piece of the user's texts: text after text, and different places of a text that is long enough."""
-    ids = reader.ids(own[index % len(own)])
-    turn, turns = index // len(own), -(-samples // len(own))
-    start = max(0, len(ids) - length) * turn // max(1, turns - 1) if turns > 1 else 0
-    return ids[start : start + length]
+def own_pieces(
+    texts: list[str], name: str, reader: Reader, plan: Plan, context: int, seed: int
+) -> tuple[list[list[int]], list[str]]:
+    """The user's text in pieces a task can read, in an order the seed chooses, and notes for the user.
 
-
-def usable(
-    texts: list[str], name: str, reader: Reader, needed: int, context: int
-) -> tuple[list[str], list[str]]:
-    """The texts that are long enough, and notes for the user about what was left out or cut."""
-    lengths = [len(reader.ids(text)) for text in texts]
-    kept = [text for text, n in zip(texts, lengths, strict=True) if n >= MIN_INPUT_TOKENS]
-    notes = []
-    if not kept:
+    Pieces do not overlap: samples that share text would make the intervals too narrow.
+    """
+    size = max(t.length + t.tail for t in plan.tasks if t.own_text) - len(reader.prefix)
+    read = [reader.ids(text) for text in texts]
+    pieces = [ids[at : at + size] for ids in read for at in range(0, len(ids), size)]
+    pieces = [piece for piece in pieces if len(piece) >= MIN_INPUT_TOKENS]
+    longest, short = max(map(len, read)), sum(len(ids) < MIN_INPUT_TOKENS for ids in read)
+    if not pieces:
         raise InputError(
-            f"{name} is too short: its longest text has {max(lengths)} tokens, "
+            f"{name} is too short: its longest text has {longest} tokens, "
             f"and there must be at least {MIN_INPUT_TOKENS} for anything to be dropped and measured"
         )
-    if len(kept) < len(texts):
-        notes.append(f"{len(texts) - len(kept)} of {len(texts)} texts have under {MIN_INPUT_TOKENS} tokens: left out")
-    if max(lengths) > context:
-        notes.append(f"the longest text has {max(lengths)} tokens and the model reads {context}: cut to {needed} a sample")
-    elif max(lengths) > needed:
-        notes.append(f"the longest text has {max(lengths)} tokens: cut to {needed} a sample")
-    return kept, notes
+    notes = []
+    if short:
+        notes.append(f"{short} of {len(texts)} texts have under {MIN_INPUT_TOKENS} tokens: left out")
+    if longest > size:
+        limit = f", and the model reads {context} at most" if longest > context else ""
+        notes.append(f"the longest text has {longest} tokens{limit}: cut into pieces of {size}")
+    random.Random(f"{seed}/own").shuffle(pieces)
+    wanted = max(t.samples for t in plan.tasks if t.own_text)
+    if len(pieces) < wanted:
+        notes.append(f"the text gives {len(pieces)} samples of its own instead of {wanted}")
+    elif len(pieces) > wanted:
+        notes.append(f"{wanted} of {len(pieces)} pieces of the text are measured")
+    return pieces, notes
+
+
+def with_own(plan: Plan, pieces: int) -> Plan:
+    """The plan with no more samples of the user's own text than there are pieces of it."""
+    tasks = (replace(t, samples=min(t.samples, pieces)) if t.own_text else t for t in plan.tasks)
+    return replace(plan, tasks=tuple(tasks))

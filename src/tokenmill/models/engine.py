@@ -335,7 +335,7 @@ class Pass:
 
     def _join(self, layer: int, store: Store, scale: float, queries: Tensor) -> None:
         below = self.cache.stores[layer - 1]
-        if layer - 1 in self.merged or not below.lanes.n:
+        if layer - 1 in self.merged or not below.lanes.n or not self.plan.pairs(layer, self.decoder):
             return
         views = below.lanes.view(), store.lanes.view()
         traces = (self._trace(i, v, queries[:, :, :0], self.positions[:, :0], scale) for i, v in zip((layer - 1, layer), views, strict=True))

@@ -6,11 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from tokenmill.errors import ModelError, did_you_mean
@@ -36,23 +36,24 @@ def load(
     Raises ModelError, in one line, for what is missing, not reachable, or not a decoder.
     """
     dtype, device = _dtype(dtype), _device(device)
-    where = str(name)
-    with _quiet():
-        if where == NAME:
+    name, where = str(name), str(Path(name).expanduser())
+    local = name == NAME or Path(where).exists()
+    if not local:
+        _refuse_missing_folder(name)
+    with _quiet(bars=not local):  # a download may be long
+        if name == NAME:
             where = str(default_model())
-        elif not Path(where).expanduser().exists():
-            _refuse_missing_folder(where)
-        else:
-            where = str(Path(where).expanduser())
-        with _explained(str(name)):
+        with _explained(name):
             config = AutoConfig.from_pretrained(where)
-            _refuse_other_kinds(str(name), config)
+            _refuse_other_kinds(name, config)
             tokenizer = AutoTokenizer.from_pretrained(where)
             model, report = AutoModelForCausalLM.from_pretrained(
                 where, config=config, dtype=dtype, output_loading_info=True
             )
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"'{name}' lacks {len(missing)} of its weights, such as {missing[0]}; get a complete copy of it")
+        raise ModelError(
+            f"'{name}' lacks {len(missing)} of its weights, such as {missing[0]}; get a complete copy of it"
+        )
     return model.to(device).eval(), tokenizer
 
 
@@ -81,17 +82,17 @@ def _refuse_missing_folder(name: str) -> None:
 
 
 def _refuse_other_kinds(name: str, config: PreTrainedConfig) -> None:
-    decoders = [cls if isinstance(cls, tuple) else (cls,) for cls in MODEL_FOR_CAUSAL_LM_MAPPING.values()]
-    known = {cls.__name__ for group in decoders for cls in group}
+    # By name: asking the mapping for its classes would import every model there is.
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    known = (known,) if isinstance(known, str) else known
     says = list(config.architectures or [])
-    bidirectional = getattr(config, "is_decoder", None) is False and not getattr(config, "is_encoder_decoder", False)
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder"
-    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    elif known is None:
         kind = f"a {config.model_type} model"
-    elif says and not known.intersection(says):
+    elif says and not any(n in known or n.endswith(("ForCausalLM", "LMHeadModel")) for n in says):
         kind = f"a {says[0]}"
-    elif bidirectional:
+    elif getattr(config, "is_decoder", None) is False:
         kind = f"a {config.model_type} encoder"
     else:
         return
@@ -124,9 +125,11 @@ def _reason(name: str, error: Exception) -> str:
     if "GatedRepoError" in kinds or "gated repo" in text:
         return f"'{name}' is gated; accept its licence on its page and log in with: hf auth login"
     if "RepositoryNotFoundError" in kinds or "HFValidationError" in kinds or "is not a valid model identifier" in text:
-        return f"no model '{name}' on the Hugging Face Hub (or it is private); give another name, a local folder, or {NAME}"
+        return f"no model '{name}' on the Hugging Face Hub (or a private one); give a local folder, or {NAME}"
     if kinds & OFFLINE or "couldn't connect" in text or "offline mode" in text:
-        return f"cannot reach the Hugging Face Hub for '{name}', and it is not cached here; give a local folder, or {NAME}"
+        return (
+            f"cannot reach the Hugging Face Hub for '{name}', and it is not cached here; give a local folder, or {NAME}"
+        )
     return f"cannot load '{name}': {text[:300]}"
 
 
@@ -149,17 +152,18 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's bars and notes about loading; its settings are put back."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+def _quiet(bars: bool) -> Iterator[None]:
+    """Without the libraries' notes about loading and retrying; their settings are put back."""
+    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_level = hub_logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    if not bars:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bars:
+        hub_logging.set_verbosity(hub_level)
+        if had_bars:
             logging.enable_progress_bar()
-
-
-__all__: list[Any] = ["load"]

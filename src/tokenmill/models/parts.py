@@ -189,7 +189,7 @@ class Shared:
         return out[0], out[1], self.positions
 
     def keep(self, mask: Tensor) -> Shared:
-        raise NotImplementedError("a recipe that merges layers and evicts tokens is refused before it runs")
+        raise AssertionError("recipes and layers that drop tokens from a merged pair are refused before they run")
 
     def select_rows(self, index: Tensor) -> Shared:
         rows = torch.arange(len(self.apart), device=self.apart.device)[:, None, None].expand_as(self.apart)

@@ -36,6 +36,11 @@ class Plan:
             return None
         return self.watcher.knobs.get("window") if "queries" in self.watcher.card.needs else 0
 
+    @staticmethod
+    def pairs(layer: int, decoder: Decoder) -> bool:
+        """A layer and the one below can be stored as one: neither forgets tokens by a window of its own."""
+        return layer > 0 and decoder.windows[layer] is None and decoder.windows[layer - 1] is None
+
     @property
     def renumbers(self) -> bool:
         """Kept tokens get in-cache positions."""
@@ -56,7 +61,7 @@ class Plan:
         assert self.keep is not None
         if self.keep.verb == "score":
             spent = {"budget": self.keep.knobs["budget"], "slots": self.keep.knobs["slots"]}
-            return get("top")(trace, scores, **spent)
+            return get("top")(trace, scores, score=self.keep, **spent)
         return self.keep(trace) if scores is None else self.keep(trace, scores)
 
     @property
@@ -84,6 +89,11 @@ def plan_of(recipe: Recipe, decoder: Decoder) -> Plan:
                 parts["every"] = parts["watcher"].card.every
         elif m.verb in ("merge", "quantize", "skip"):
             parts[m.verb] = m
+    if "merge" in parts and not any(Plan.pairs(i, decoder) for i in range(len(decoder.windows))):
+        raise RecipeError(
+            f"{parts['merge']!r} stores neighbouring full-attention layers as one and this '{decoder.kind}' has none; "
+            "its layers slide over windows and forget at different times"
+        )
     return Plan(recipe, **parts)
 
 

@@ -1,4 +1,4 @@
-"""Noise that belongs to a token: a hash of seed, layer, head and position, so batch, padding and order do not matter."""
+"""Noise that belongs to a token: a hash of seed, layer, head and position, whatever batch and padding."""
 
 from __future__ import annotations
 

@@ -242,10 +242,10 @@ def _act(cache: MillCache, engine: Engine, decisions: list[_Decision]) -> None:
         store.state = decision.state.clone() if isinstance(decision.state, Tensor) else decision.state
         if decision.keep is not None:
             mask = decision.keep.mask
-            before = torch.arange(mask.shape[2], device=mask.device).expand_as(mask)
+            before = compact(store.view()[2], mask)  # read by the untouched model: positions are those in the text
             store.keep(mask)
             if decision.keep.renumber:
-                cache.renumbered(layer, engine.decoder.rotaries[layer], compact(before, mask))
+                cache.renumbered(layer, engine.decoder.rotaries[layer], before)
         if decision.bits is not None:
             store.pack(decision.bits)
         if decision.merge is not None:
@@ -286,7 +286,8 @@ def read_once(
             scored: dict[str, tuple[Tensor, Any]] = {}
             for recipe, plan in plans.items():
                 began = time.perf_counter()
-                lower = below[-1] if below and merged.get(recipe) != layer - 1 else None
+                free = merged.get(recipe) != layer - 1 and plan.pairs(layer, engine.decoder)
+                lower = below[-1] if below and free else None
                 decision = _decide(plan, trace, lower, scored)
                 if decision.merge is not None:
                     merged[recipe] = layer

@@ -41,12 +41,16 @@ def token_losses(model: Any, ids: Tensor, mask: Tensor | None = None, labels: Te
     """
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
     losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
-    counts = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    counts = counts[:, 1:] & counts[:, :-1]
-    if labels is not None:
-        counts = counts & (labels[:, 1:] != -100)
-    losses = losses.masked_fill(~counts, torch.nan)
-    return torch.cat([losses.new_full((len(ids), 1), torch.nan), losses], dim=1)
+    losses = torch.cat([losses.new_zeros(len(ids), 1), losses], dim=1)
+    return losses.masked_fill(~has_loss(ids, mask, labels), torch.nan)
+
+
+def has_loss(ids: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    """(B, T) bool: the tokens that something real comes before, and that are not to be left out."""
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    real = real & real.roll(1, dims=1)
+    real[:, 0] = False
+    return real if labels is None else real & (labels != -100)
 
 
 def weighted_loss(losses: Tensor, weights: Weights) -> Tensor:
@@ -90,12 +94,11 @@ def train(
                 compared = None if reference is None else _compare(reference, ids, mask, labels)
                 weights = _at_step(chosen, seed, step)(losses.detach(), compared)
                 loss = weighted_loss(losses, weights)
-                has = torch.isfinite(losses)
-                if not torch.isfinite(loss):
+                plain = losses.detach()[has_loss(ids, mask, labels)]
+                if not torch.isfinite(plain).all():
                     raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g}) or load in float32")
-                mean = float(losses.detach()[has].mean()) if has.any() else 0.0
-                count = int(has.sum())
-                history.append(TrainStep(step, mean, float(loss), count, float(weights.values.sum()) / max(count, 1)))
+                count, share = len(plain), float(weights.values.sum()) / max(len(plain), 1)
+                history.append(TrainStep(step, float(plain.sum()) / max(count, 1), float(loss), count, share))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trainable, clip)

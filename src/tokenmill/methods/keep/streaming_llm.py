@@ -4,8 +4,8 @@
 
 Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023.
 
-Differs: the paper's cache holds a fixed number of tokens (`slots`); a `budget` lets it grow with the text. Where a
-budget buys fewer than `sinks` + 1 tokens, the newest token stays and the sinks share the rest.
+Differs: the paper's cache holds a fixed number of tokens (`slots`); a `budget` lets it grow with the text. Where it
+buys fewer than `sinks` + 1 tokens, the newest token stays and the sinks share the rest.
 """
 
 from __future__ import annotations
@@ -16,12 +16,7 @@ from tokenmill.ops.select import newest
 from tokenmill.types import Keep, Trace
 
 
-@method(
-    title="Efficient Streaming Language Models with Attention Sinks",
-    paper="arXiv:2309.17453",
-    year=2023,
-    needs=("rotary",),
-)
+@method(title="Efficient Streaming Language Models with Attention Sinks", paper="arXiv:2309.17453", year=2023)
 def streaming_llm(
     trace: Trace,
     *,

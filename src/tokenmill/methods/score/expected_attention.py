@@ -4,7 +4,8 @@
     s_t = ||v_t|| softmax_t( scale k_t R m + scale^2 k_t R S R' k_t / 2 ),  mean over a group's heads
     the first `sinks` tokens are left out of m, S and the softmax, and always stay
 
-Devoto et al., "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution", 2025.
+Devoto et al., "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution",
+2025.
 
 Differs: the paper weighs a token by the norm of its value after the output projection; here, as in its authors'
 library, by that of the value itself.

@@ -1,6 +1,7 @@
 """Keyformer: like H2O, but attention is counted with Gumbel noise and a temperature that rises as tokens leave.
 
-    s_t = sum over every query q since t entered the cache of softmax_t( (q k_t + g) / (temperature + rise * generated) )
+    s_t = sum over every query q since t entered the cache of softmax_t( (q k_t + g) / heat )
+    heat = temperature + rise * tokens generated
     g ~ Gumbel(0, 1), anew for each query and token
     a share `recent` of what stays is the newest tokens whatever their score, the rest the highest s
 
