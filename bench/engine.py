@@ -58,7 +58,12 @@ def greedy(model: Any, tokenizer: Any, context: int, new: int, repeats: int) -> 
 
     def theirs() -> None:
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )
         said["theirs"] = out[0, context:].tolist()
 
@@ -86,7 +91,9 @@ def overhead(model: Any, tokenizer: Any, recipe: str, context: int, new: int, re
     return out
 
 
-def eviction(model: Any, tokenizer: Any, rows: int, context: int, budget: float, steps: int, repeats: int) -> dict[str, Any]:
+def eviction(
+    model: Any, tokenizer: Any, rows: int, context: int, budget: float, steps: int, repeats: int
+) -> dict[str, Any]:
     """Decode steps of a batch whose cache was cut to `budget`, against the untouched cache of the same engine.
 
     The prompt is read once and its cache repeated for every row: a step's time does not depend on what is in it.
@@ -118,11 +125,19 @@ def eviction(model: Any, tokenizer: Any, rows: int, context: int, budget: float,
     alone.cache.batch_repeat_interleave(rows)  # type: ignore[union-attr]
     floor = pairs(lambda: alone.read(token), lambda: sessions["evicted"].read(token), repeats)["ours_seconds"]
     return {
-        "rows": rows, "context": context, "budget": budget, **found,
-        "bytes_moved_allow": round(limit, 2), "bytes": held, "weight_bytes": weights,
-        "step_ms": {"evicted": round(1e3 * found["ours_seconds"] / steps, 1), "whole": round(1e3 * found["theirs_seconds"] / steps, 1),
-                    "no_cache_at_all": round(1e3 * floor, 1)},
-    }  # fmt: skip
+        "rows": rows,
+        "context": context,
+        "budget": budget,
+        **found,
+        "bytes_moved_allow": round(limit, 2),
+        "bytes": held,
+        "weight_bytes": weights,
+        "step_ms": {
+            "evicted": round(1e3 * found["ours_seconds"] / steps, 1),
+            "whole": round(1e3 * found["theirs_seconds"] / steps, 1),
+            "no_cache_at_all": round(1e3 * floor, 1),
+        },
+    }
 
 
 def dropping(model: Any, tokenizer: Any, context: int, repeats: int) -> dict[str, Any]:
@@ -140,14 +155,23 @@ def dropping(model: Any, tokenizer: Any, context: int, repeats: int) -> dict[str
         return run
 
     found = pairs(read("dropped", recipe), read("whole", None), repeats)
-    return {"recipe": recipe, "context": context, **found, "token_layers_ratio": round(work["whole"] / work["dropped"], 3)}
+    return {
+        "recipe": recipe,
+        "context": context,
+        **found,
+        "token_layers_ratio": round(work["whole"] / work["dropped"], 3),
+    }
 
 
 def drafting(model: Any, tokenizer: Any, prompts: list[str], new: int, recipe: str) -> dict[str, Any]:
     """A drafter against our own greedy loop, prompt by prompt in turn."""
     ratios, calls, tokens, same = [], 0, 0, 0
     for prompt in prompts:
-        ids = [tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)["input_ids"]]
+        ids = [
+            tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)[
+                "input_ids"
+            ]
+        ]
         plain = tm.generate(model, tokenizer, ids, max_new_tokens=new)[0]
         drafted = tm.generate(model, tokenizer, ids, recipe, max_new_tokens=new)[0]
         ratios.append(plain.stats.decode_seconds / max(drafted.stats.decode_seconds, 1e-9))
@@ -155,10 +179,15 @@ def drafting(model: Any, tokenizer: Any, prompts: list[str], new: int, recipe: s
         tokens += len(drafted.ids) - 1
         same += plain.ids == drafted.ids
     return {
-        "recipe": recipe, "prompts": len(prompts), "new_tokens": new, "ratio": round(statistics.median(ratios), 3),
-        "least": round(min(ratios), 3), "greatest": round(max(ratios), 3),
-        "tokens_per_call": round(tokens / max(calls, 1), 3), "identical": f"{same}/{len(prompts)}",
-    }  # fmt: skip
+        "recipe": recipe,
+        "prompts": len(prompts),
+        "new_tokens": new,
+        "ratio": round(statistics.median(ratios), 3),
+        "least": round(min(ratios), 3),
+        "greatest": round(max(ratios), 3),
+        "tokens_per_call": round(tokens / max(calls, 1), 3),
+        "identical": f"{same}/{len(prompts)}",
+    }
 
 
 def main() -> None:
@@ -177,22 +206,38 @@ def main() -> None:
         lines = [json.loads(line) for line in args.prompts.read_text().splitlines() if line]
         prompts = [line["turns"][0] for line in lines][: args.count]
     jobs: dict[str, Callable[[], Any]] = {
-        "greedy": lambda: [greedy(model, tokenizer, c, 16 if quick else 64, repeats) for c in ((256,) if quick else (256, 2048))],
+        "greedy": lambda: [
+            greedy(model, tokenizer, c, 16 if quick else 64, repeats) for c in ((256,) if quick else (256, 2048))
+        ],
         "overhead": lambda: [
             overhead(model, tokenizer, r, 256 if quick else 1024, 16 if quick else 64, 1 if quick else 3)
-            for r in ("h2o(budget=0.2)", "snapkv(budget=0.25)", "adaptive(budget=0.25)", "token_select(budget=0.25)", "zip_cache", "mini_cache")
+            for r in (
+                "h2o(budget=0.2)",
+                "snapkv(budget=0.25)",
+                "adaptive(budget=0.25)",
+                "token_select(budget=0.25)",
+                "zip_cache",
+                "mini_cache",
+            )
         ],
         "eviction": lambda: eviction(model, tokenizer, 8, 512 if quick else 4096, 0.25, 4, repeats),
         "dropping": lambda: dropping(model, tokenizer, 512 if quick else 1536, repeats),
         "drafting": lambda: [
-            drafting(model, tokenizer, prompts[: 2 if quick else None], 32 if quick else 128, r) for r in ("token_recycling", "prompt_lookup")
+            drafting(model, tokenizer, prompts[: 2 if quick else None], 32 if quick else 128, r)
+            for r in ("token_recycling", "prompt_lookup")
         ],
-    }  # fmt: skip
+    }
     found = {name: job() for name, job in jobs.items() if args.only in (None, name)}
     machine = {
-        "processor": platform.machine(), "threads": torch.get_num_threads(), "dtype": str(model.dtype), "python": platform.python_version(),
-        "torch": version("torch"), "transformers": version("transformers"), "quick": quick, "seed": args.seed,
-    }  # fmt: skip
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "quick": quick,
+        "seed": args.seed,
+    }
     print(json.dumps({"environment": machine, **found}, indent=2))
 
 

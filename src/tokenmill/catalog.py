@@ -83,9 +83,7 @@ def methods(verb: str | None = None) -> list[str]:
 def _read(path: Path, verb: str) -> Entry:
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     doc = ast.get_docstring(tree) or ""
-    function = next(
-        (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem), None
-    )
+    function = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem), None)
     if function is None:
         raise SpecError(f"{path} defines no function '{path.stem}': a method's file and function share one name")
     card: dict[str, Any] = {}

@@ -225,15 +225,16 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
     for m in methods:
         if m.verb not in RUNNABLE:
             raise RecipeError(
-                f"{m.name} is a '{m.verb}' method ({catalog.VERBS[m.verb]}); a recipe is made of "
-                + ", ".join(RUNNABLE)
+                f"{m.name} is a '{m.verb}' method ({catalog.VERBS[m.verb]}); a recipe is made of " + ", ".join(RUNNABLE)
             )
         kind = "keep" if m.verb == "score" else m.verb
         if kind in seen:
             raise RecipeError(f"{seen[kind]!r} and {m!r} both decide {catalog.VERBS[kind]}; a recipe has one of a kind")
         seen[kind] = m
         if m.verb == "score" and m.knobs["budget"] is None and m.knobs["slots"] is None:
-            raise RecipeError(f"{m!r} scores tokens but does not say how many stay; give it a budget: {m.name}(budget=0.25)")
+            raise RecipeError(
+                f"{m!r} scores tokens but does not say how many stay; give it a budget: {m.name}(budget=0.25)"
+            )
     keep, merge = seen.get("keep"), seen.get("merge")
     if keep and merge and keep.name != "full":
         raise RecipeError(
@@ -246,7 +247,10 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
         for kind, reason in (
             ("draft", "verifies several tokens in one pass, and lazy_llm chooses its tokens anew for every single one"),
             ("skip", "runs fewer layers, and lazy_llm already chooses the layers each token passes"),
-            ("quantize", "packs tokens once they are read, and lazy_llm may still have to compute them in deeper layers"),
+            (
+                "quantize",
+                "packs tokens once they are read, and lazy_llm may still have to compute them in deeper layers",
+            ),
         ):
             if kind in seen:
                 raise RecipeError(f"{keep!r} + {seen[kind]!r}: {seen[kind].name} {reason}")

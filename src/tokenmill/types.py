@@ -108,7 +108,9 @@ class Bits:
     values: Tensor  # (B, K, T)
     key_channels: Tensor | None = None  # (B, K, 1, D) divided out before, multiplied back after
     value_channels: Tensor | None = None  # (B, K, 1, D)
-    per_channel_keys: bool = False  # keys: one scale and minimum a channel (over the tokens of one width) instead of a token
+    per_channel_keys: bool = (
+        False  # keys: one scale and minimum a channel (over the tokens of one width) instead of a token
+    )
 
 
 @dataclass(frozen=True)

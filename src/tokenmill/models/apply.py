@@ -60,13 +60,17 @@ class Engine:
         cache = self._cache(past_key_values)
         positions = self._positions(cache, given.shape[0], given.shape[1], attention_mask, position_ids, given.device)
         self.cache = cache
-        cache.broken = "a forward pass on this cache ended in an error, so it is incomplete; start again with a new cache"
+        cache.broken = (
+            "a forward pass on this cache ended in an error, so it is incomplete; start again with a new cache"
+        )
         if self.plan.walker is not None:
             hidden = self._row_by_row(cache, input_ids, inputs_embeds, positions)
         else:
             hidden = self._pass(cache, input_ids, inputs_embeds, positions)
         cache.broken = ""
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden, past_key_values=cache if use_cache is not False else None)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden, past_key_values=cache if use_cache is not False else None
+        )
 
     def _pass(self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor) -> Tensor:
         plan = self._plans.get(cache.recipe) or plan_of(cache.recipe, self.decoder)
@@ -94,8 +98,8 @@ class Engine:
         out = []
         for row, own in enumerate(cache.rows):
             real = positions[row] >= 0
-            one = given[row : row + 1, real]
-            out.append(self._pass(own, *((one, None) if ids is not None else (None, one)), positions[row : row + 1, real]))
+            one, at = given[row : row + 1, real], positions[row : row + 1, real]
+            out.append(self._pass(own, one, None, at) if ids is not None else self._pass(own, None, one, at))
         hidden = torch.cat(out)  # (B, 1, E)
         cache.columns += positions.shape[1]
         new = (positions >= 0).sum(-1)
@@ -110,7 +114,8 @@ class Engine:
             return self.new_cache()
         if not isinstance(past, MillCache):
             raise RecipeError(
-                f"a filled {type(past).__name__} was made without the recipe; start from the whole prompt inside applied()"
+                f"a filled {type(past).__name__} was made without the recipe; "
+                "start from the whole prompt inside applied()"
             )
         if past.broken:
             raise RecipeError(past.broken)
@@ -126,7 +131,9 @@ class Engine:
         if self.tree is not None:
             return seen[:, None] + self.tree[0]
         if mask is not None and mask.ndim != 2:
-            raise RecipeError("the engine builds its masks from positions; give a 2D attention_mask (1 = token, 0 = padding)")
+            raise RecipeError(
+                "the engine builds its masks from positions; give a 2D attention_mask (1 = token, 0 = padding)"
+            )
         if mask is None:
             positions = seen[:, None] + torch.arange(new, device=device)
         else:
@@ -151,7 +158,9 @@ def applied(model: Any, recipe: str | Method | Recipe | None = None) -> Iterator
     """
     wanted = as_recipe(recipe)
     if (draft := wanted.get("draft")) is not None:
-        raise RecipeError(f"{draft!r} drafts several tokens a step, which needs Tokenmill's own loop: tokenmill.generate")
+        raise RecipeError(
+            f"{draft!r} drafts several tokens a step, which needs Tokenmill's own loop: tokenmill.generate"
+        )
     with engaged(model, wanted) as engine:
         yield engine
 
@@ -183,7 +192,7 @@ def _installed(model: Any, engine: Engine) -> Iterator[None]:
 
 
 def _self_check(model: Any, engine: Engine) -> None:
-    """Families outside the test-suite: compare the walk with the model's own forward once, and refuse if they differ."""
+    """Families outside the test-suite: compare the walk with the model's own forward once; refuse if they differ."""
     key = (type(model), engine.decoder.kind)
     if engine.decoder.kind in TESTED or key in _checked:
         return

@@ -77,11 +77,11 @@ def decoder_of(model: Any) -> Decoder:
 
 def _llama_like(model: Any, base: Any, config: Any, kind: str) -> Decoder:
     count = config.num_hidden_layers
-    types = list(getattr(config, "layer_types", None) or ["full_attention"] * count)
+    types: list[str] = list(getattr(config, "layer_types", None) or ["full_attention"] * count)
     other = set(types) - {"full_attention", "sliding_attention"}
     if other or getattr(config, "num_kv_shared_layers", 0):
-        raise ModelError(f"'{kind}' has layers of type {', '.join(sorted(other)) or 'shared keys and values'}; "
-                         "only full and sliding-window attention are supported")  # fmt: skip
+        what = ", ".join(sorted(map(str, other))) or "shared keys and values"
+        raise ModelError(f"'{kind}' has layers of type {what}; only full and sliding-window attention are supported")
     window = getattr(config, "sliding_window", None)
     if getattr(config, "layer_types", None) is None and window:
         types = ["sliding_attention"] * count  # Mistral, Phi-3: all layers slide

@@ -106,7 +106,9 @@ class MillCache(Cache):
         self.generated = 0  # tokens fed one at a time since the prompt
         self.broken = ""  # why it can no longer be used
         self.rows: list[MillCache] = []  # one cache a row, for methods that walk rows apart
-        self.stash: list[tuple[Tensor, Tensor]] = []  # per layer: positions (M,), hidden states (M, E) waiting before it
+        self.stash: list[
+            tuple[Tensor, Tensor]
+        ] = []  # per layer: positions (M,), hidden states (M, E) waiting before it
         self.revived = 0  # tokens taken back from the stash
         self.token_layers = 0  # tokens times layers that were computed
         self.peak = 0  # most bytes held at the end of a pass
@@ -162,7 +164,7 @@ class MillCache(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return self.columns + query_length, 0
 
-    def get_max_length(self, layer_idx: int = 0) -> int:
+    def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
@@ -216,7 +218,7 @@ class MillCache(Cache):
         if any(m.name != "full" for m in self.recipe):
             raise RecipeError(
                 f"{self.recipe!r} cannot take tokens back after it evicted or packed for them; "
-                "draft with tokenmill.generate(recipe='... + prompt_lookup') instead of the library's assisted generation"
+                "draft with tokenmill.generate(recipe='… + prompt_lookup'), not with assisted generation"
             )
         assert self.seen is not None
         self.seen = self.seen + tokens_to_remove
@@ -226,4 +228,3 @@ class MillCache(Cache):
 
     def reset(self) -> None:
         self.__init__(self.recipe, len(self.stores))  # type: ignore[misc]
-

@@ -55,7 +55,9 @@ class Pass:
         self.pending: dict[int, Tensor] = {}  # queries of a tree, until it is known which nodes are accepted
         self.stored: set[int] = set()  # layers that stored this pass's tokens
         self.merged: set[int] = set()
-        self.observe: Callable[[int, Trace], None] | None = None  # recording: shown every layer's trace, nothing settled
+        self.observe: Callable[[int, Trace], None] | None = (
+            None  # recording: shown every layer's trace, nothing settled
+        )
         self._mask: tuple[int, Tensor] | None = None  # the causal mask that even layers share
 
     # ---- the walk ----
@@ -198,8 +200,8 @@ class Pass:
         elif even:
             mask = self._shared_mask(held, groups)
         else:
-            mask = self._mask_of(positions, window, store)
-            mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)  # (B, K, G Q, T)
+            from_positions = self._mask_of(positions, window, store)
+            mask = from_positions[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)  # (B, K, G Q, T)
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
         return out.reshape(*queries.shape[:3], -1)
 
@@ -247,7 +249,11 @@ class Pass:
                     mask[:, -self.new :] &= self.tree
                 mask = (mask | (at < 0)).repeat(groups, 1)
             out[b, k] = F.scaled_dot_product_attention(
-                folded[b, k][None], keys[None], values[None], attn_mask=None if mask is None else mask[None], scale=scale
+                folded[b, k][None],
+                keys[None],
+                values[None],
+                attn_mask=None if mask is None else mask[None],
+                scale=scale,
             )[0]
         return out
 
@@ -338,7 +344,10 @@ class Pass:
         if layer - 1 in self.merged or not below.lanes.n or not self.plan.pairs(layer, self.decoder):
             return
         views = below.lanes.view(), store.lanes.view()
-        traces = (self._trace(i, v, queries[:, :, :0], self.positions[:, :0], scale) for i, v in zip((layer - 1, layer), views, strict=True))
+        traces = (
+            self._trace(i, v, queries[:, :, :0], self.positions[:, :0], scale)
+            for i, v in zip((layer - 1, layer), views, strict=True)
+        )
         assert self.plan.merge is not None
         merge = self.plan.merge(*traces)
         store.unpacked = below.unpacked = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def generate(
         session = Session(model, without)
         began = time.perf_counter()
         with session.engaged():
-            for tokens in speculate(session, ids, draft, lambda logits, row=row: sampler(logits, row)):
+            for tokens in speculate(session, ids, draft, partial(sampler, row=row)):
                 if writer.add(row, tokens):
                     break
         stats = _timed(session, writer, time.perf_counter() - began, row)

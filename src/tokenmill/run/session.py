@@ -1,11 +1,11 @@
 """A model under a recipe, with a cache: what generate, compare and reproduce are built of.
 
-    session = Session(model, "h2o(budget=0.25)")
-    logits = session.read(ids)          # (B, V) after the last token of each row; the recipe evicts, packs, drops
-    session.fork()                      # the same cache, copied: two continuations of one prompt
+session = Session(model, "h2o(budget=0.25)")
+logits = session.read(ids)          # (B, V) after the last token of each row; the recipe evicts, packs, drops
+session.fork()                      # the same cache, copied: two continuations of one prompt
 
-    reading = read_once(model, ids, recipes)     # one forward pass, every recipe's decision taken on it
-    reading.session(recipe)                      # a Session whose cache is what that recipe keeps of the prompt
+reading = read_once(model, ids, recipes)     # one forward pass, every recipe's decision taken on it
+reading.session(recipe)                      # a Session whose cache is what that recipe keeps of the prompt
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Session:
             pieces = list(zip(splits, masks, strict=True))
             if any(m is not None and not bool(m.any(-1).all()) for _, m in pieces):
                 raise InputError("chunks need rows of similar length: a whole chunk of one row would be padding")
-        out = []
+        out: list[Tensor] = []
         with torch.no_grad(), self.engaged():
             for piece, mask in pieces:
                 logits = self._forward(piece, mask, want if all_logits else min(want, piece.shape[1]))
@@ -190,7 +190,10 @@ class Session:
         if held is None:
             return replace(self._stats)
         return replace(
-            self._stats, cache_bytes=held.nbytes, peak_cache_bytes=max(held.peak, held.nbytes), token_layers=held.token_layers
+            self._stats,
+            cache_bytes=held.nbytes,
+            peak_cache_bytes=max(held.peak, held.nbytes),
+            token_layers=held.token_layers,
         )
 
 

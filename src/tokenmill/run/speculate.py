@@ -13,7 +13,8 @@ from tokenmill.ops.trees import accept, ancestors, depths
 from tokenmill.run.session import Session
 from tokenmill.types import Verified
 
-SHOWN = 256  # newest prompt tokens whose logits a drafter is shown: the head over a whole long prompt costs more than it gives
+# Newest prompt tokens whose logits a drafter is shown: the head over a whole long prompt costs more than it gives.
+SHOWN = 256
 
 
 def speculate(

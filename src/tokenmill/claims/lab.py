@@ -1,0 +1,166 @@
+"""Where claims are measured: a model, real text, and the same samples for every rival."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+
+from tokenmill.bench.figures import FLOOR
+from tokenmill.bench.measure import Trial
+from tokenmill.bench.tasks import TAIL_ROOM, Reader, Sample, Task, build
+from tokenmill.claims.verdict import Check, check, mean
+from tokenmill.method import Method, Recipe
+from tokenmill.method import recipe as as_recipe
+from tokenmill.run import session as engine
+
+Spec = str | Method | Recipe | None
+Column = tuple[str, list[float]]
+
+
+class Claim(Protocol):
+    """What a file in `papers/` defines."""
+
+    CLAIM: str  # what the paper says, as far as it can be asked here
+    PAPER: str  # the paper's own figure, and where it was taken
+    BEYOND: str  # what the paper also says and this check leaves out; "" if nothing
+
+    @staticmethod
+    def measure(lab: Lab) -> list[Check]: ...
+
+
+@dataclass
+class Lab:
+    """The model and its samples. A claim asks it for columns of numbers and compares them."""
+
+    model: Any
+    tokenizer: Any
+    seeds: list[int]
+    quick: bool = False
+    tick: Callable[[str], None] = lambda _: None
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)  # spec -> quantity -> mean
+    reasons: list[str] = field(default_factory=list)  # found in the numbers
+
+    def __post_init__(self) -> None:
+        self.reader = Reader(self.tokenizer)
+        config = self.model.config.get_text_config(decoder=True)
+        self.context: int = getattr(config, "max_position_embeddings", None) or 1 << 30
+
+    # ---- samples ----
+
+    def text(self, *, length: int = 512, tail: int = 64, block: int = 16, each: int = 4) -> list[Sample]:
+        """Real text and what follows it, read in blocks: the figure is nats a token."""
+        return self._samples(Task("text", "", "continuation", each, length, tail=tail, block=block, measure="nll"))
+
+    def needles(self, *, seen: bool, length: int = 512, each: int = 6) -> list[Sample]:
+        """A fact hidden in text; the figure is nats a token of the answer. `seen`: the question is in the prompt."""
+        return self._samples(
+            Task("needle", "", "needle", each, length, block=4, question_seen=seen, measure="nll"),
+        )
+
+    def _samples(self, task: Task) -> list[Sample]:
+        each = max(1, task.samples // 4) if self.quick else task.samples
+        if task.length + max(task.tail, TAIL_ROOM) > self.context:
+            return []
+        return [build(task, index, seed, self.reader) for seed in self.seeds for index in range(each)]
+
+    # ---- columns ----
+
+    def columns(self, samples: Sequence[Sample], specs: Sequence[Spec], quantity: str) -> dict[str, list[float]]:
+        """Each spec's figure for each sample, by the spec's text; the untouched model is "full".
+
+        The bytes each held after the prompt, relative to the untouched model, come along as "SPEC bytes".
+        """
+        recipes = list(dict.fromkeys(as_recipe(s) for s in (None, *specs)))
+        out: dict[str, list[float]] = {}
+        for number, sample in enumerate(samples, 1):
+            self.tick(f"{quantity}: sample {number} of {len(samples)}")
+            trial = Trial(engine, self.model, sample, recipes)
+            whole = 0
+            for recipe in recipes:
+                cell = trial.cell(recipe)
+                whole = whole or cell["bytes"]
+                score = float("nan") if cell["score"] is None else cell["score"]
+                out.setdefault(repr(recipe), []).append(score)
+                out.setdefault(f"{recipe!r} bytes", []).append(cell["bytes"] / whole)
+        for name, values in out.items():
+            spec, _, unit = name.partition(" bytes") if name.endswith(" bytes") else (name, "", quantity)
+            self.note(spec, unit or "share of the untouched cache's bytes", values)
+        return out
+
+    def note(self, spec: str, quantity: str, values: Sequence[float]) -> None:
+        """Put a mean into the report."""
+        if values and all(v == v and abs(v) != float("inf") for v in values):
+            self.figures.setdefault(spec, {})[quantity] = mean(values)
+
+    # ---- checks ----
+
+    def compare(
+        self,
+        what: str,
+        columns: Mapping[str, list[float]],
+        method: Spec,
+        rivals: Spec | Sequence[Spec],
+        *,
+        better: Literal["lower", "higher"] = "lower",
+        margin: float = 0.0,
+        lacking: str = "",
+    ) -> list[Check]:
+        """The method against each rival, on columns measured together."""
+        many = rivals if isinstance(rivals, list | tuple) else [rivals]  # type: ignore[list-item]
+        name = repr(as_recipe(method))
+        found = []
+        for rival in many:
+            other = repr(as_recipe(rival))  # type: ignore[arg-type]
+            if not columns and not lacking:
+                lacking = f"the model's context of {self.context} tokens is too short for this text"
+            pair = (name, columns.get(name, [])), (other, columns.get(other, []))
+            found.append(check(what, *pair, better, margin=margin, lacking=lacking))
+        return found
+
+    def unable(self, columns: Mapping[str, list[float]]) -> str:
+        """Why a needle task says nothing on this model; "" if the untouched model can do it.
+
+        The answer's tokens need a mean probability of FLOOR: -log FLOOR nats.
+        """
+        if not columns:
+            return ""
+        nats, most = mean(columns["full"]), -float(torch.tensor(FLOOR).log())
+        if nats <= most:
+            return ""
+        return f"the untouched model itself needs {nats:.2f} nats a token for the answer (at most {most:.2f} count)"
+
+    def because(self, condition: bool, text: str) -> None:
+        """A reason found in the numbers: told if the condition, computed from them, is true."""
+        if condition:
+            self.reasons.append(text)
+
+
+def environment(model: Any, quick: bool) -> dict[str, Any]:
+    """The machine and the software, for the report."""
+    from importlib.metadata import version
+
+    from tokenmill import __version__
+
+    weight = next(model.parameters())
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as info:
+            name = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), name)
+    return {
+        "machine": torch.cuda.get_device_name(weight.device) if weight.device.type == "cuda" else name,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": weight.device.type,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "model": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "versions": {"tokenmill": __version__, **{p: version(p) for p in ("torch", "transformers")}},
+        "quick": quick,
+        "date": time.strftime("%Y-%m-%d"),
+    }
