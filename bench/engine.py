@@ -143,7 +143,7 @@ def eviction(
 def dropping(model: Any, tokenizer: Any, context: int, repeats: int) -> dict[str, Any]:
     """Half of the prompt's tokens dropped after an early layer, against reading the whole prompt."""
     ids = text_ids(tokenizer, context)
-    recipe = "lazy_llm(budget=0.5, start=3, stop=3)"
+    recipe = "lazy_llm(budget=0.5, stages=1, start=0.1)"
     work = {}
 
     def read(name: str, with_recipe: str | None) -> Callable[[], None]:

@@ -23,7 +23,20 @@ HOUSE = ROOT / "src" / "tokenmill"
 WIDTH = 24  # where the comments of the tree begin
 
 # Top-level entries of the house in reading order; what is not listed here is an error, so that none is forgotten.
-ORDER = "types.py method.py catalog.py errors.py ops methods models run bench claims view cli.py".split()
+ORDER = [
+    "types.py",
+    "method.py",
+    "catalog.py",
+    "errors.py",
+    "ops",
+    "methods",
+    "models",
+    "run",
+    "bench",
+    "claims",
+    "view",
+    "cli.py",
+]
 AROUND = {
     "tests/": "what must hold: per verb over every method, the engine exact against the model, every error message",
     "bench/": "the engine's own speed, as ratios measured interleaved",

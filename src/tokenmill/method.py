@@ -18,6 +18,8 @@ import ast
 import importlib
 import inspect
 import math
+import sys
+import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,6 +52,15 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "rise": (0, math.inf, False, "added to the temperature for each token generated"),
     "future": (1, math.inf, False, "places after the text that are looked ahead to"),
     "seed": (0, math.inf, False, "seed of the method's own noise"),
+    "alpha": (0.0, 1.0, True, "decay from one generated token to the next"),
+    "core": (0.0, 1.0, True, "share of the layers that always run"),
+    "gamma": (0.0, 1.0, False, "share of the range of angles that stays apart"),
+    "low": (1, 16, False, "bits a stored number of a token that matters less"),
+    "ngram": (1, math.inf, False, "longest run of tokens that is looked up"),
+    "probes": (0.0, 1.0, True, "share of the queries that is asked"),
+    "stages": (1, math.inf, False, "layers at which tokens are dropped"),
+    "start": (0.0, 1.0, False, "share of the depth at which the method begins"),
+    "t": (0.0, 1.0, False, "how far from one direction to the other"),
 }
 
 # Knobs that say the same thing twice.
@@ -313,3 +324,12 @@ def _evaluate(node: ast.expr, spec: str) -> Any:
         case ast.Call(func=ast.Name(id=name)):
             raise SpecError(f"{name}: knobs are given by name, as in {name}(budget=0.25)")
     raise SpecError(f"cannot read '{ast.unparse(node)}' in '{spec}'; a spec looks like snapkv(budget=0.25)")
+
+
+class _Callable(types.ModuleType):
+    """`tokenmill.method(...)` stays the decorator although this module, once imported, goes by the same name."""
+
+    __call__ = staticmethod(method)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,9 +1,10 @@
 """What every skip method promises, and what each of them computes."""
 
+from itertools import pairwise
+
 import pytest
 
 from tokenmill import catalog
-from tokenmill.errors import SpecError
 from tokenmill.method import get, parse
 from tokenmill.methods.skip import d3
 from tokenmill.types import Step
@@ -43,11 +44,10 @@ class TestD3:
     def test_small_models_keep_their_first_layer(self, layers):
         assert d3(alpha=0.5, core=0.1)(Step(1, 50, layers)).layers == (0,)
 
-    def test_alpha_one_skips_nothing_and_fill_is_passed_on(self):
-        depth = d3(alpha=1.0, fill="missing")(Step(1, 500, 30))
-        assert len(depth.layers) == 30
-        assert depth.fill == "missing"
+    def test_alpha_one_skips_nothing(self):
+        assert d3(alpha=1.0)(Step(1, 500, 30)).layers == tuple(range(30))
 
-    def test_a_wrong_fill_is_refused(self):
-        with pytest.raises(SpecError, match="fill must be 'carry' or 'missing', not 'copy'"):
-            d3(fill="copy")(Step(0, 0, 4))
+    def test_a_layer_skipped_once_is_not_run_again(self):
+        runs = [{*d3(alpha=0.97, core=0.2)(Step(9 + i, i, 30)).layers} for i in range(100)]
+        assert all(later <= earlier for earlier, later in pairwise(runs))
+        assert len(runs[-1]) == 6

@@ -114,7 +114,7 @@ def with_empty_slots(batch: Trace, more: int) -> Trace:
 
 
 def last_query(batch: Trace) -> Trace:
-    """What is shown to a method that walks from layer to layer: the newest query alone."""
+    """The newest query alone, as in a pass that generates one token."""
     return replace(batch, queries=batch.queries[:, :, -1:], query_positions=batch.query_positions[:, -1:])
 
 
@@ -131,8 +131,8 @@ def tensors(batch: Trace) -> dict[str, Tensor]:
 def kept(keep: Keep, batch: Trace) -> list[list[list[int]]]:
     """[row][head] -> sorted positions that stay."""
     return [
-        [sorted(at[mask].tolist()) for at, mask in zip(ats, masks, strict=True)]
-        for ats, masks in zip(batch.positions, keep.mask, strict=True)
+        [at[mask].tolist() for at, mask in zip(ats, masks, strict=True)]
+        for ats, masks in zip(batch.positions, keep.mask.expand_as(batch.positions) & batch.filled, strict=True)
     ]
 
 

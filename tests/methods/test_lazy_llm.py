@@ -45,7 +45,7 @@ def test_those_the_newest_token_looks_at_go_on(seed):
 
 
 def test_tokens_that_did_not_come_this_far_count_as_seen():
-    trace = replace(_at(23, held=8), seen=torch.tensor([20]))
+    trace = replace(row((8, 8), queries=1, last=19, layer=23, layers=32), seen=torch.tensor([3]), window=3)
     assert int(lazy_llm(budget=0.3)(trace).mask.sum()) == 6
     assert int(lazy_llm(budget=0.5)(trace).mask.sum()) == 8  # no more than there are
 

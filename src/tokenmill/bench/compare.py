@@ -287,11 +287,6 @@ def _row(row: RowSpec, cells: Cells, plan: tasks.Plan, seed: int) -> Row:
     families: dict[str, float] = {}
     if all(figure is not None for figure in shown.values()):
         quality, families = figures.quality(plan.tasks, mine, full, seed)  # type: ignore[arg-type]
-    shares = [
-        cells[task.name, i, row.spec][0]["bytes"] / cells[task.name, i, "full"][0]["bytes"]
-        for task in plan.tasks
-        for i in range(task.samples)
-    ]
     fast, read = cells[DECODE, 0, row.spec][0], cells[PREFILL, 0, row.spec][0]
     place = plan.speed
     return Row(
@@ -302,7 +297,7 @@ def _row(row: RowSpec, cells: Cells, plan: tasks.Plan, seed: int) -> Row:
             quality=quality,
             tasks=shown,
             families=families,
-            bytes_share=statistics.fmean(shares),
+            bytes_share=fast["bytes"] / fast["bytes_untouched"],
             bytes_held=fast["bytes"],
             bytes_held_untouched=fast["bytes_untouched"],
             peak_share=read["peak"] / read["peak_untouched"],
@@ -327,7 +322,7 @@ def _cost(cells: Cells, rows: list[RowSpec]) -> dict[str, Any]:
     """What one more method and budget costs, from the seconds of this run's own cells."""
     readings = [(value["decisions"], seconds) for (_, _, row), (value, seconds) in cells.items() if row == READING]
     deciding = sum(sum(decisions.values()) for decisions, _ in readings)
-    reading = sum(seconds for _, seconds in readings) - deciding
+    reading = max(0.0, sum(seconds for _, seconds in readings) - deciding)
     seconds_of = {row.spec: 0.0 for row in rows}
     for (_, _, spec), (_, seconds) in cells.items():
         if spec in seconds_of:
@@ -402,6 +397,7 @@ def table(results: Results, width: int) -> Table:
         caption="● Pareto-optimal in quality against bytes, ◆ in quality against decode speed",
     )
     shown.add_column("method", overflow="fold")
+    shown.add_column("budget", justify="right")
     shown.add_column("")
     for name in ("quality", "bytes"):
         shown.add_column(name, justify="right", no_wrap=True)
@@ -413,7 +409,8 @@ def table(results: Results, width: int) -> Table:
     for row in results.rows:
         m = row.metrics
         cells = [
-            row.spec if row.method != "full" else "untouched",
+            report.method_of(row),
+            f"{row.budget:g}" if row.budget is not None else "",
             MARKS[m.pareto_bytes, m.pareto_speed],
             f"{m.quality.mean:.2f} [{m.quality.low:.2f}, {m.quality.high:.2f}]" if m.quality else "–",
             f"{m.bytes_share:.0%}" if m.bytes_share is not None else "–",

@@ -44,7 +44,7 @@ class Column:
 
     def text(self, row: Row) -> str:
         value = self.value(row)
-        return "–" if value is None else f"{value:.2f}" if value >= 0.01 or value == 0 else f"{value:.0e}"
+        return "–" if value is None else "<0.01" if 0 < value < 0.005 else f"{value:.2f}"
 
 
 def columns(results: Results) -> list[Column]:
@@ -255,9 +255,9 @@ def _pace(pace: Any, unit: str) -> str:
 def _heat(results: Results) -> str:
     """Method by budget, one table for the families and one for each task."""
     rows = [row for row in results.rows if row.method != "full"]
-    methods = list(dict.fromkeys(_family_name(row) for row in rows))
+    methods = list(dict.fromkeys(method_of(row) for row in rows))
     budgets: list[float | None] = [*sorted({r.budget for r in rows if r.budget is not None}, reverse=True)] or [None]
-    by_place = {(_family_name(row), row.budget): row for row in rows}
+    by_place = {(method_of(row), row.budget): row for row in rows}
     full = results.rows[0]
 
     def grid(name: str, groups: list[tuple[str, str, Callable[[Row], tuple[float | None, str]]]], hidden: bool) -> str:
@@ -326,8 +326,10 @@ def _heat_cell(value: float | None, text: str, span: int, first: bool) -> str:
     return f'<td class="{"group" if first else ""}"{wide} style="{style}">{escape(text)}</td>'
 
 
-def _family_name(row: Row) -> str:
+def method_of(row: Row) -> str:
     """A spec without its budget: the rows of one method at several budgets share it."""
+    if row.method == "full":
+        return "untouched"
     if row.budget is None:
         return row.spec
     for text in (f", budget={row.budget!r}", f"budget={row.budget!r}, ", f"(budget={row.budget!r})"):

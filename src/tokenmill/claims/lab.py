@@ -7,12 +7,12 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 
 from tokenmill.bench.figures import FLOOR
-from tokenmill.bench.measure import Trial
+from tokenmill.bench.measure import Engine, Trial
 from tokenmill.bench.tasks import TAIL_ROOM, Reader, Sample, Task, build
 from tokenmill.claims.verdict import Check, check, mean
 from tokenmill.method import Method, Recipe
@@ -80,7 +80,7 @@ class Lab:
         out: dict[str, list[float]] = {}
         for number, sample in enumerate(samples, 1):
             self.tick(f"{quantity}: sample {number} of {len(samples)}")
-            trial = Trial(engine, self.model, sample, recipes)
+            trial = Trial(cast(Engine, engine), self.model, sample, recipes)
             whole = 0
             for recipe in recipes:
                 cell = trial.cell(recipe)
@@ -112,7 +112,7 @@ class Lab:
         lacking: str = "",
     ) -> list[Check]:
         """The method against each rival, on columns measured together."""
-        many = rivals if isinstance(rivals, list | tuple) else [rivals]  # type: ignore[list-item]
+        many = rivals if isinstance(rivals, list | tuple) else [rivals]
         name = repr(as_recipe(method))
         found = []
         for rival in many:
@@ -122,6 +122,10 @@ class Lab:
             pair = (name, columns.get(name, [])), (other, columns.get(other, []))
             found.append(check(what, *pair, better, margin=margin, lacking=lacking))
         return found
+
+    def above(self, what: str, method: Column, number: float) -> Check:
+        """The method against a plain number that its figure must exceed."""
+        return check(what, method, ("required", [number] * len(method[1])), "higher")
 
     def unable(self, columns: Mapping[str, list[float]]) -> str:
         """Why a needle task says nothing on this model; "" if the untouched model can do it.

@@ -111,7 +111,9 @@ class Engine:
 
     def _cache(self, past: Any) -> MillCache:
         if past is None or (not isinstance(past, MillCache) and past.get_seq_length() == 0):
-            return self.new_cache()
+            cache = self.new_cache()
+            cache.recording = any(getattr(layer, "record_past", False) for layer in getattr(past, "layers", ()))
+            return cache
         if not isinstance(past, MillCache):
             raise RecipeError(
                 f"a filled {type(past).__name__} was made without the recipe; "
@@ -119,6 +121,11 @@ class Engine:
             )
         if past.broken:
             raise RecipeError(past.broken)
+        if len(past.stores) != len(self.decoder.layers):
+            raise InputError(
+                f"the cache is of a model with {len(past.stores)} layers and this one has {len(self.decoder.layers)}; "
+                "start again with a new cache"
+            )
         return past
 
     def _positions(

@@ -28,19 +28,33 @@ class Store:
         self.unpacked = 0  # tokens read since the last packing
 
     def view(self) -> View:
-        """keys, values (B, K, T, D) and positions (B, K, T) of all slots; no copy when there are no parts."""
+        """keys, values (B, K, T, D) and positions (B, K, T) of all slots; no copy when there are no parts.
+
+        Empty slots are at the end, also where a part holds fewer tokens of one row or head than of another.
+        """
         if not self.parts:
             return self.lanes.view()
         views = [part.view() for part in self.parts]
         if self.lanes.n:
             views.append(self.lanes.view())
-        keys, values, positions = zip(*views, strict=True)
-        return torch.cat(keys, 2), torch.cat(values, 2), torch.cat([p.to(torch.int32) for p in positions], 2)
+        keys, values, _ = (torch.cat(x, 2) for x in zip(*views, strict=True))
+        positions = self._positions()
+        filled = positions >= 0
+        if bool(filled.all()):
+            return keys, values, positions
+        return compact(keys, filled), compact(values, filled), compact(positions, filled, -1)
+
+    def _positions(self) -> Tensor:
+        """Positions of parts and lanes side by side, empty slots where they lie."""
+        held = [part.positions for part in self.parts] + ([self.lanes.view()[2]] if self.lanes.n else [])
+        return torch.cat([positions.to(torch.int32) for positions in held], 2)
 
     @property
     def n(self) -> int:
-        """Slots of the longest lane, parts included."""
-        return self.lanes.n + sum(part.positions.shape[2] for part in self.parts)
+        """Slots of view(): tokens of the fullest lane, parts included."""
+        if not self.parts:
+            return self.lanes.n
+        return int((self._positions() >= 0).sum(-1).max())
 
     @property
     def even(self) -> bool:
@@ -51,17 +65,18 @@ class Store:
     def nbytes(self) -> int:
         total = self.lanes.nbytes + sum(part.nbytes for part in self.parts)
         total += sum(q.numel() * q.element_size() for q, _ in self.queries + self.probes)
-        if isinstance(self.state, Tensor):
-            total += self.state.numel() * self.state.element_size()
-        return total
+        states = self.state if isinstance(self.state, tuple | list) else (self.state,)
+        return total + sum(x.numel() * x.element_size() for x in states if isinstance(x, Tensor))
 
     def keep(self, mask: Tensor) -> None:
         """Free every slot that mask (B, K, T) does not keep. A per-slot state is thinned alongside."""
-        widths = [part.positions.shape[2] for part in self.parts] + [self.lanes.n]
-        masks = mask.split(widths, 2)
         if isinstance(self.state, Tensor):
-            pieces = zip(self.state.split(widths, 2), masks, strict=True)
-            self.state = torch.cat([compact(piece, kept) for piece, kept in pieces], 2)
+            self.state = compact(self.state, mask)
+        if self.parts:
+            filled = self._positions() >= 0  # (B, K, T): parts and lanes as they lie, where mask has empty slots last
+            where = (filled.cumsum(-1) - 1).clamp(min=0)
+            mask = mask.gather(2, where) & filled
+        masks = mask.split([part.positions.shape[2] for part in self.parts] + [self.lanes.n], 2)
         self.parts = [part.keep(kept) for part, kept in zip(self.parts, masks, strict=False)]
         if self.lanes.n:
             self.lanes.keep(masks[-1])
@@ -104,6 +119,8 @@ class MillCache(Cache):
         self.seen: Tensor | None = None  # (B,) tokens fed so far
         self.shift: list[Tensor] = []  # per layer (B,): how far in-cache positions lie below those in the text
         self.generated = 0  # tokens fed one at a time since the prompt
+        self.recording = False  # tokens may be taken back, so none may leave a window for good in the pass they came in
+        self.forgot = False  # tokens have left a sliding window
         self.broken = ""  # why it can no longer be used
         self.rows: list[MillCache] = []  # one cache a row, for methods that walk rows apart
         self.stash: list[
@@ -220,11 +237,19 @@ class MillCache(Cache):
                 f"{self.recipe!r} cannot take tokens back after it evicted or packed for them; "
                 "draft with tokenmill.generate(recipe='… + prompt_lookup'), not with assisted generation"
             )
+        if self.forgot:
+            raise RecipeError(
+                "tokens that left a sliding window cannot come back; call activate_past_recording() on the cache first"
+            )
         assert self.seen is not None
         self.seen = self.seen + tokens_to_remove
         self.columns += tokens_to_remove
         for store in self.stores:
-            store.keep(store.view()[2] < self.seen[:, None, None])
+            positions = store.view()[2]
+            store.keep((positions >= 0) & (positions < self.seen[:, None, None]))
+
+    def activate_past_recording(self) -> None:
+        self.recording = True
 
     def reset(self) -> None:
         self.__init__(self.recipe, len(self.stores))  # type: ignore[misc]

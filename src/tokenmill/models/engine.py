@@ -25,6 +25,7 @@ from tokenmill.models.plan import Plan, newest
 from tokenmill.types import Depth, Step, Trace
 
 NAME = "tokenmill"
+PROBES = 8  # newest queries held while generating, for a method that packs
 
 
 class _Handover:
@@ -49,7 +50,8 @@ class Pass:
         self.decoder, self.plan, self.cache, self.positions, self.tree = decoder, plan, cache, positions, tree
         self.valid = None if bool((positions >= 0).all()) else positions >= 0
         self.new = positions.shape[1]
-        self.prompt = self.new > 1 and tree is None  # text is being read, not generated
+        # Text is being read, not generated: also when the whole prompt is one token.
+        self.prompt = tree is None and (self.new > 1 or cache.seen is None)
         self.store_only = False  # a skipped layer stores keys and values and attends to nothing
         self.visible: Tensor | None = None  # (M,) positions the queries may see, for methods that walk
         self.pending: dict[int, Tensor] = {}  # queries of a tree, until it is known which nodes are accepted
@@ -112,8 +114,9 @@ class Pass:
         """
         cache, plan = self.cache, self.plan
         assert plan.walker is not None
-        if not cache.stash:
-            cache.stash = [(self.positions[0, :0], hidden[0, :0]) for _ in self.decoder.layers]
+        if not cache.stash:  # empty tensors of their own: a slice would keep the whole prompt's memory
+            nothing = self.positions.new_empty(0), hidden.new_empty(0, hidden.shape[-1])
+            cache.stash = [nothing for _ in self.decoder.layers]
         old = cache.stores[0].lanes.view()[2][0, 0] if cache.stores[0].lanes.rows else self.positions[0, :0]
         active = torch.cat([old.to(self.positions.dtype), self.positions[0]]).sort().values  # (A,)
         now, last = self.positions[0], int(self.positions.max())  # positions of the rows of `hidden`
@@ -132,9 +135,8 @@ class Pass:
             cache.token_layers += len(now)
             if index + 1 == len(self.decoder.layers):
                 break
-            keep = plan.walker(self._walk_trace(index, store, active))
-            seen = self._active_slots(store, active)
-            following = store.lanes.view()[2][0, 0][seen][keep.mask[0, 0]].to(now.dtype).sort().values
+            trace = self._walk_trace(index, store, active)
+            following = trace.positions[0, 0][plan.walker(trace).mask[0, 0]].to(now.dtype)
             going = torch.isin(now, following)
             if not bool(going.all()):
                 at, stashed = cache.stash[index + 1]
@@ -143,13 +145,12 @@ class Pass:
         self.visible = None
         return self.decoder.final_norm(hidden[:, now == last])
 
-    @staticmethod
-    def _active_slots(store: Store, active: Tensor) -> Tensor:
-        return torch.isin(store.lanes.view()[2][0, 0], active.to(torch.int32))
-
     def _walk_trace(self, index: int, store: Store, active: Tensor) -> Trace:
-        seen = self._active_slots(store, active)
-        keys, values, positions = (x[:, :, seen] for x in store.lanes.view())
+        """The slots that are active in this layer, by position: tokens taken back lie behind newer ones."""
+        held = store.lanes.view()[2][0, 0]
+        order = held.argsort()
+        order = order[torch.isin(held[order], active.to(held.dtype))]
+        keys, values, positions = (x[:, :, order] for x in store.lanes.view())
         queries = self.pending.pop(index)[:, :, -1:]
         return self._trace(index, (keys, values, positions), queries, self.positions[:, -1:])
 
@@ -161,10 +162,10 @@ class Pass:
         fresh = not store.lanes.rows and not store.parts
         store.lanes.append(keys, values, self.positions, self.valid)
         self.stored.add(layer)
-        if self.store_only:
-            return torch.zeros_like(queries[..., : values.shape[-1]])
         window = self.decoder.windows[layer]
-        if (
+        if self.store_only:
+            out = torch.zeros_like(queries[..., : values.shape[-1]])
+        elif (
             fresh  # nothing older, and whatever walks sees all that is new
             and self.new > 1
             and self.valid is None
@@ -184,7 +185,8 @@ class Pass:
 
     def _read(self, layer: int, store: Store, queries: Tensor, scale: float, window: int | None) -> Tensor:
         held = store.lanes.n
-        within = window is None or held <= window
+        # Without gaps, as many tokens as the window has are inside it; a method that drops tokens leaves gaps.
+        within = window is None or (held <= window and self.plan.keep is None and self.plan.skip is None)
         groups = queries.shape[1] // self._heads(store)
         folded = queries.reshape(queries.shape[0], -1, groups * self.new, queries.shape[3])  # (B, K, G Q, D)
         if self.plan.select is not None:
@@ -200,7 +202,7 @@ class Pass:
         elif even:
             mask = self._shared_mask(held, groups)
         else:
-            from_positions = self._mask_of(positions, window, store)
+            from_positions = self._mask_of(positions, window)
             mask = from_positions[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)  # (B, K, G Q, T)
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
         return out.reshape(*queries.shape[:3], -1)
@@ -217,7 +219,7 @@ class Pass:
             self._mask = held, mask.repeat(groups, 1)
         return self._mask[1]
 
-    def _mask_of(self, positions: Tensor, window: int | None, store: Store) -> Tensor:
+    def _mask_of(self, positions: Tensor, window: int | None) -> Tensor:
         """From positions alone: (B, K, Q, T). Padding queries see everything, so that nothing becomes NaN."""
         at = self.positions[:, None, :, None]  # (B, 1, Q, 1)
         slot = positions[:, :, None, :]  # (B, K, 1, T)
@@ -229,8 +231,7 @@ class Pass:
         if self.tree is not None:
             # The tree's nodes are each lane's newest slots; several share a position, so ancestry decides.
             index = torch.arange(positions.shape[2], device=positions.device)
-            offset = positions.shape[2] - store.lanes.n  # slots of parts come first
-            node = index - offset - (store.lanes.count() - self.new)[..., None]  # (B, K, T)
+            node = index - ((positions >= 0).sum(-1) - self.new)[..., None]  # (B, K, T)
             related = self.tree[:, node.clamp(0, self.new - 1)].permute(1, 2, 0, 3)  # (B, K, Q, T)
             mask = torch.where((node >= 0)[:, :, None], related & mask, mask)
         return mask | (at < 0)
@@ -260,7 +261,10 @@ class Pass:
     def _selected(self, layer: int, store: Store, queries: Tensor, scale: float) -> View:
         """Only the slots that the recipe's choice lets this pass attend to."""
         assert self.plan.select is not None
-        view = store.view()
+        view, window = store.view(), self.decoder.windows[layer]
+        if window is not None:  # tokens behind it may still be stored, and nobody may elect them
+            inside = view[2] > self._first()[:, None, None] - window
+            view = compact(view[0], inside), compact(view[1], inside), compact(view[2], inside, -1)
         trace = self._trace(layer, view, queries, self.positions, scale)
         keep, store.state = self.plan.select(trace, store.state)
         mask = keep.mask & trace.filled
@@ -275,8 +279,12 @@ class Pass:
             self._leave_window(store, window, layer)
             self.observe(layer, self._trace(layer, store.view(), queries, self.positions, scale))
             return
-        if window is not None and store.n > window + (0 if self.prompt else SLACK):
-            self._leave_window(store, window, layer)
+        due = plan.keep is not None and (self.prompt or store.fresh + self.new >= plan.every)
+        packs = plan.quantize is not None and (self.prompt or store.unpacked + self.new >= plan.quantize.card.every)
+        if plan.watcher is not None and plan.watcher.stateful:
+            store.state = _widened(store.state, store.n)
+        if window is not None and (self.prompt or due or packs or store.n > window + SLACK):
+            self._leave_window(store, window, layer)  # before a decision, which is about what a query may still see
         if plan.idle:
             return
         if plan.keep is not None:
@@ -291,9 +299,11 @@ class Pass:
         if window is None:
             return
         positions = store.view()[2]
-        newest_seen = self.positions.max(-1).values[:, None, None]
-        mask = (positions > newest_seen - window) & (positions >= 0)
+        # Where tokens may be taken back, the window of the first new one must stay whole.
+        newest = self._first() if self.cache.recording else self.positions.max(-1).values  # (B,)
+        mask = (positions > newest[:, None, None] - window) & (positions >= 0)
         if not bool((mask == (positions >= 0)).all()):
+            self.cache.forgot = self.cache.forgot or not self.cache.recording
             self._drop(layer, store, mask, self.plan.renumbers)
 
     def _evict(self, layer: int, store: Store, queries: Tensor, scale: float) -> None:
@@ -303,7 +313,6 @@ class Pass:
         due = self.prompt or store.fresh >= plan.every
         if plan.watcher.stateful:
             trace = self._trace(layer, store.view(), queries, self.positions, scale)
-            store.state = _widened(store.state, trace.positions)
             scores, store.state = plan.score(trace, store.state)
         else:
             if plan.queries != 0:
@@ -325,7 +334,8 @@ class Pass:
 
     def _pack(self, layer: int, store: Store, queries: Tensor, scale: float) -> None:
         assert self.plan.quantize is not None
-        store.probes.append((queries, self.positions))
+        newer = (*store.probes, (queries, self.positions))
+        store.probes = [*newer[-PROBES:]] if not self.prompt else [*newer]
         if not self.prompt and store.unpacked < self.plan.quantize.card.every:
             return
         shown = torch.cat([q for q, _ in store.probes], 2)
@@ -377,6 +387,10 @@ class Pass:
             generated=self.cache.generated,
         )
 
+    def _first(self) -> Tensor:
+        """Position of each row's first new token: (B,)."""
+        return self.positions.masked_fill(self.positions < 0, torch.iinfo(torch.long).max).min(-1).values
+
     def _scale(self, layer: int) -> float:
         return getattr(self.decoder.layers[layer], self.decoder.attention).scaling
 
@@ -415,11 +429,11 @@ class Pass:
         cache.peak = max(cache.peak, cache.nbytes)
 
 
-def _widened(state: Any, positions: Tensor) -> Any:
+def _widened(state: Any, slots: int) -> Any:
     """Per-slot state, zero for the slots that are new."""
     if state is None:
         return None
-    return F.pad(state, (0, positions.shape[2] - state.shape[2]))
+    return F.pad(state, (0, slots - state.shape[2]))
 
 
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:

@@ -37,7 +37,7 @@ def load(
     """
     dtype, device = _dtype(dtype), _device(device)
     name, where = str(name), str(Path(name).expanduser())
-    local = name == NAME or Path(where).exists()
+    local = name == NAME or (bool(name.strip()) and Path(where).exists())
     if not local:
         _refuse_missing_folder(name)
     with _quiet(bars=not local):  # a download may be long

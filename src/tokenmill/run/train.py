@@ -98,7 +98,7 @@ def train(
                 if not torch.isfinite(plain).all():
                     raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g}) or load in float32")
                 count, share = len(plain), float(weights.values.sum()) / max(len(plain), 1)
-                history.append(TrainStep(step, float(plain.sum()) / max(count, 1), float(loss), count, share))
+                history.append(TrainStep(step, plain.sum().item() / max(count, 1), loss.item(), count, share))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trainable, clip)

@@ -5,16 +5,17 @@
 
 Fan et al., "Position-Aware Depth Decay Decoding (D^3): Boosting Large Language Model Inference Efficiency", 2025.
 
-Differs: the formula is the paper's, and so is that first and last layers are always run and skipped layers get
-the state that passed them by as their key and value. How many layers are core, which of the others go first, and
-the values of alpha and core are chosen here. fill="missing" stores nothing for skipped layers instead.
+The block only grows, so a layer that was skipped once is not run again for this text and nothing has to be stored
+for it.
+
+Differs: the decay is the paper's, and that the first and last layers always run. How many are core, which of the
+others go first, and the values of alpha and core are chosen here. The paper copies a state for skipped layers.
 """
 
 from __future__ import annotations
 
 import math
 
-from tokenmill.errors import SpecError
 from tokenmill.method import method
 from tokenmill.types import Depth, Step
 
@@ -24,12 +25,10 @@ from tokenmill.types import Depth, Step
     paper="arXiv:2503.08524",
     year=2025,
 )
-def d3(step: Step, *, alpha: float = 0.99, core: float = 0.6, fill: str = "carry") -> Depth:
-    if fill not in ("carry", "missing"):
-        raise SpecError(f"d3: fill must be 'carry' or 'missing', not {fill!r}")
+def d3(step: Step, *, alpha: float = 0.99, core: float = 0.6) -> Depth:
     most = step.layers
     least = min(most, max(1, math.ceil(core * most - 1e-9)))
     kept = min(most, max(least, math.floor(most * alpha**step.generated + 1e-9)))
     last = least // 2  # the core's upper part; a one-layer core is the first layer
     first = kept - last
-    return Depth((*range(first), *range(most - last, most)), fill)
+    return Depth((*range(first), *range(most - last, most)), fill="missing")

@@ -1,0 +1,149 @@
+"""Tasks: deterministic, of the length they say, and answerable from their own prompt; input files and their faults."""
+
+import json
+
+import pytest
+
+from bench.fakes import Characters
+from tokenmill.bench import report, tasks
+from tokenmill.bench.tasks import Reader, Task, build
+from tokenmill.errors import InputError
+
+READER = Reader(Characters())
+NEEDLE = Task("n", "needle_after", "needle", 3, 400)
+
+
+def text(ids):
+    return Characters().decode(ids)
+
+
+def test_the_text_is_real_and_long_enough():
+    paragraphs = tasks.paragraphs()
+    assert len(set(paragraphs)) == len(paragraphs) > 300
+    assert sum(map(len, paragraphs)) > 100_000
+    assert not any(">>>" in p or "::=" in p for p in paragraphs)
+    lines = tasks.sentences("x")
+    assert [next(lines) for _ in range(5)] == [next(s) for s in [tasks.sentences("x")] for _ in range(5)]
+
+
+@pytest.mark.parametrize("kind", ["needle", "recall", "continuation", "drift"])
+def test_samples_are_deterministic_and_differ_by_seed_and_index(kind):
+    task = Task("t", "f", kind, 2, 600, tail=40)
+    one = build(task, 0, 0, READER)
+    assert one == build(task, 0, 0, Reader(Characters()))
+    assert one != build(task, 1, 0, READER)
+    assert one != build(task, 0, 1, READER)
+    assert one.scored == [] or min(one.scored) >= 1
+    assert kind == "drift" or max(one.scored) == len(one.tail) - 1 or kind == "recall"
+
+
+@pytest.mark.parametrize("needles", [1, 3])
+@pytest.mark.parametrize("seen", [False, True])
+def test_needles_are_in_the_prompt_and_their_answer_is_scored(needles, seen):
+    task = Task("n", "f", "needle", 8, 700, needles=needles, question_seen=seen)
+    for index in range(8):
+        sample = build(task, index, 0, READER)
+        prompt, tail = text(sample.prompt), text(sample.tail)
+        answer = text([sample.tail[i] for i in sample.scored]).strip()
+        assert len(sample.prompt) == 700
+        assert prompt.count("The access code for ") == needles + seen
+        word = (prompt + tail).rsplit("The access code for ", 1)[1].split()[0]
+        assert f"The access code for {word} is {answer}." in prompt
+        assert (prompt + tail).endswith(f"The access code for {word} is {answer}")
+        assert not prompt.endswith(".") or seen or not prompt.endswith(f"{answer}.")
+        # The question is whole before the choice but for its last token, or wholly after it.
+        assert len(sample.tail) - len(sample.scored) == (
+            1 if seen else len(READER.ids("\n\nThe access code for  is" + word))
+        )
+
+
+def test_both_settings_ask_about_the_same_text():
+    after, seen = (build(Task("n", "f", "needle", 1, 500, question_seen=s), 0, 0, READER) for s in (False, True))
+    code = text([after.tail[i] for i in after.scored])
+    assert code == text([seen.tail[i] for i in seen.scored])
+
+
+def test_recall_scores_the_items_and_nothing_else():
+    sample = build(Task("r", "recall", "recall", 1, 900, measure="share"), 0, 0, READER)
+    items = "".join(text([sample.tail[i]]) for i in sample.scored).split()
+    assert len(items) == 16
+    assert all(item in tasks.ITEMS for item in items)
+    listed = text(sample.prompt)
+    assert all(f"{n}. {item}" in listed for n, item in enumerate(items, 1))
+
+
+def test_continuation_is_what_follows():
+    sample = build(Task("c", "continuation", "continuation", 1, 300, tail=50), 0, 0, READER)
+    assert len(sample.prompt) + len(sample.tail) == 350
+    assert len(sample.scored) == 50
+    assert sample.scored[0] == 1
+    longer = build(Task("c", "continuation", "continuation", 1, 300, tail=50), 0, 0, READER)
+    assert longer.prompt + longer.tail == sample.prompt + sample.tail
+
+
+def test_plans_fit_a_shorter_context():
+    for quick in (False, True):
+        plan = tasks.plan(quick)
+        assert plan.scaled(8192).tasks == plan.tasks
+        short = plan.scaled(512)
+        assert {t.kind for t in short.tasks} >= {"continuation", "drift"}
+        assert all(t.length + t.tail <= 512 for t in short.tasks)
+        assert short.speed.decode_context < 512
+        assert {t.family for t in plan.tasks} <= set(report.FAMILIES)
+
+
+# ---- the user's own text
+
+
+def write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else path.write_text(content)
+    return path
+
+
+def test_input_files(tmp_path):
+    assert tasks.read_input(write(tmp_path, "a.txt", "some text")) == ["some text"]
+    assert tasks.read_input(write(tmp_path, "a.md", "# Head\ntext")) == ["# Head\ntext"]
+    lines = [{"text": "one"}, {"prompt": "two"}, {"turns": ["three", "four"]}]
+    jsonl = "\n".join(map(json.dumps, lines)) + "\n\n"
+    assert tasks.read_input(write(tmp_path, "a.jsonl", jsonl)) == ["one", "two", "three\n\nfour"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", "", "is empty"),
+        ("a.txt", "  \n ", "is empty"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.jsonl", '{"text": "x"}\n{oops\n', "line 2 is not JSON"),
+        ("a.jsonl", '{"body": "x"}\n', r'no "text", "prompt" or "turns" \(it has body\)'),
+        ("a.jsonl", "[1]\n", "it has list"),
+        ("a.jsonl", '{"text": " "}\n', "holds no text"),
+    ],
+)
+def test_input_faults(tmp_path, name, content, said):
+    with pytest.raises(InputError, match=said):
+        tasks.read_input(write(tmp_path, name, content))
+
+
+def test_missing_input_and_folders(tmp_path):
+    with pytest.raises(InputError, match="no file"):
+        tasks.read_input(tmp_path / "no.txt")
+    with pytest.raises(InputError, match="is a folder"):
+        tasks.read_input(tmp_path)
+
+
+def test_own_pieces_are_cut_noted_and_do_not_overlap():
+    plan = tasks.plan(quick=True, own_text=True)
+    with pytest.raises(InputError, match=r"notes.txt is too short: its longest text has 5 tokens"):
+        tasks.own_pieces(["short"], "notes.txt", READER, plan, 8192, 0)
+    whole = "".join(chr(33 + i % 90) for i in range(1300))
+    pieces, notes = tasks.own_pieces([whole, "short"], "x", READER, plan, 1000, 0)
+    assert sorted(map(len, pieces)) == [1300 - 2 * 575, 575, 575]
+    assert "left out" in notes[0]
+    assert "model reads 1000 at most" in notes[1]
+    assert len(tasks.with_own(plan, 1).tasks[-1:]) == 1
+    assert tasks.with_own(plan, 1).tasks[-1].samples == 1
+    sample = build(plan.tasks[-2], 0, 0, READER, [READER.ids("a" * 100)])
+    assert len(sample.prompt) + len(sample.tail) == 101  # the prefix, and all there is
+    assert len(sample.scored) == 50
