@@ -57,10 +57,12 @@ def test_quality_by_hand():
         task("d", "drift", "kl"),
         task("impossible", "recall", "share"),
     ]
-    full = {"n1": [1, 1], "n2": [1, 0], "c": [2.0, 4.0], "d": [0.0, 0.0], "impossible": [0.1, 0.1]}
-    mine = {"n1": [1, 0], "n2": [0, 0], "c": [2.5, 4.5], "d": [0.1, 0.3], "impossible": [9.0, 9.0]}
+    full = {"n1": [1, 1], "n2": [1, 0, 1, 0], "c": [2.0, 4.0], "d": [0.0, 0.0], "impossible": [0.1, 0.1]}
+    mine = {"n1": [1, 0], "n2": [0, 0, 0, 0], "c": [2.5, 4.5], "d": [0.1, 0.3], "impossible": [9.0, 9.0]}
     quality, families = figures.quality(plan, mine, full, seed=0)
-    assert families == pytest.approx({"needle": (0.5 + 0) / 2, "continuation": math.exp(-0.5), "drift": math.exp(-0.2)})
+    assert families == pytest.approx(
+        {"needle": (2 * 0.5 + 4 * 0) / 6, "continuation": math.exp(-0.5), "drift": math.exp(-0.2)}
+    )
     assert quality.mean == pytest.approx(sum(families.values()) / 3)
     assert quality.low <= quality.mean <= quality.high
     best, parts = figures.quality(plan, full, full, seed=0)

@@ -249,6 +249,9 @@ def test_adaptive_gives_heads_what_their_scores_earn():
     assert counts(safeguard=0.0) == [0, 20]
     assert counts() == [2, 18]
     assert counts(safeguard=1.0) == [10, 10]
+    # What the score itself makes sure of comes first; the safeguard is a share of the rest.
+    scores[..., -4:] = torch.inf
+    assert counts() == [4 + 1, 15]
 
 
 def test_adaptive_ties_go_to_the_newest_of_all_heads():

@@ -135,11 +135,11 @@ def test_bfloat16(name):
     model = tiny(name, torch.bfloat16)
     with torch.no_grad():
         whole = model(ids(1, 60)).logits[0].float()
-    logits, _, _ = logged(model, None, ids(1, 60), TURNS + (1, 2))
+    logits, _, _ = logged(model, None, ids(1, 60), (*TURNS, 1, 2))
     assert (logits.float() - whole).abs().mean() < 0.03 * whole.std()
     for spec in ("h2o(budget=0.3)", "adaptive(budget=0.3)", "snapkv(budget=0.5) + zip_cache"):
         if there(spec):
-            assert torch.isfinite(logged(model, spec, ids(1, 60), TURNS)[0]).all()
+            assert torch.isfinite(logged(model, spec, ids(1, sum(TURNS)), TURNS)[0]).all()
 
 
 # ---- what is evicted is not attended to, what is kept is ----
@@ -201,7 +201,7 @@ def test_eviction_in_padded_rows(name, spec):
 @pytest.mark.parametrize("spec", evicting())
 def test_the_first_decision_is_the_methods_own(spec):
     """Shown the library's keys, values and queries, the method decides what the engine kept."""
-    for name in ("llama", "gemma3"):
+    for name in ("llama", "mistral" if spec.startswith("knorm") else "gemma3"):  # Gemma's keys are all of one length
         model, text = tiny(name), ids(1, 50)
         if not runs_on(spec, model):
             continue
@@ -226,7 +226,7 @@ def test_the_first_decision_is_the_methods_own(spec):
                 seen=torch.tensor([50 - start]),
                 layer=index,
                 layers=len(layers),
-                scale=decoder._scale(index) if hasattr(decoder, "_scale") else layer.queries.shape[-1] ** -0.5,
+                scale=layer.queries.shape[-1] ** -0.5,
                 rotary=decoder.rotaries[index],
                 window=window,
             )
@@ -282,10 +282,12 @@ def steps_of(spec: str) -> int:
 @pytest.mark.parametrize("spec", everything())
 @pytest.mark.parametrize("name", ["qwen3", "gemma3"])
 def test_a_row_of_a_batch_is_the_row_alone(name, spec):
+    if "knorm" in spec:  # Qwen3 and Gemma give all keys the same length: nothing but rounding to choose by
+        name = {"qwen3": "qwen2", "gemma3": "mistral"}[name]
     model = tiny(name)
     if not runs_on(spec, model):
         pytest.skip("needs what this model lacks")
-    steps = steps_of(spec) if name == "gemma3" else 3
+    steps = steps_of(spec) if name in ("gemma3", "mistral") else 3
     prompts = [ids(1, n, seed)[0].tolist() for seed, n in enumerate((41, 7, 1, 29))]
     turn = [ids(1, n, seed + 9)[0].tolist() for seed, n in enumerate((3, 12, 70, 2))]
     later = ids(4, steps, 5)
@@ -299,9 +301,10 @@ def test_a_row_of_a_batch_is_the_row_alone(name, spec):
         logits.append(session.read(later[rows, :1]))
         return torch.stack(logits, 1), held, session.kept()
 
-    together, held, after = told([0, 1, 2, 3])
-    for row in range(4):
-        alone, own_held, own_after = told([row])
+    rows = [0, 1, 2, 3] if steps < 50 else [2, 3]
+    together, held, after = told(rows)
+    for row, number in enumerate(rows):
+        alone, own_held, own_after = told([number])
         assert [layer[row] for layer in held] == [layer[0] for layer in own_held]
         torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=0)
         assert [layer[row] for layer in after] == [layer[0] for layer in own_after]

@@ -17,7 +17,7 @@ FLOOR = 0.25  # a task the untouched model scores below this on says nothing abo
 QUALITY = (
     "quality: each task relative to the untouched model, 1 = as good. Needles and recall: score / untouched score. "
     "Continuation: exp(untouched nll - nll), the ratio of the probabilities given to each real token. "
-    "Drift: exp(-KL). Tasks are averaged inside their family "
+    "Drift: exp(-KL). Tasks are averaged inside their family, weighted by their samples, "
     "(needle asked after, needle question seen, recall, continuation, drift), and families count equally. "
     f"A task on which the untouched model scores below {FLOOR} is shown but not counted."
 )
@@ -132,7 +132,7 @@ def quality(
     tasks: Sequence[Task], values: Mapping[str, Sequence[float]], untouched: Mapping[str, Sequence[float]], seed: int
 ) -> tuple[Interval | None, dict[str, float]]:
     """The aggregate (see QUALITY) with its interval, and each family's share in it."""
-    families: dict[str, list[tuple[float, torch.Tensor]]] = {}
+    families: dict[str, list[tuple[int, float, torch.Tensor]]] = {}
     for number, task in enumerate(tasks):
         mine, full = (torch.tensor(v[task.name], dtype=torch.float64) for v in (values, untouched))
         base = float(full.mean())
@@ -140,11 +140,16 @@ def quality(
             continue
         draws = _draws(len(mine), seed + number)
         resampled = _relative(task, mine[draws].mean(1), full[draws].mean(1), base)
-        families.setdefault(task.family, []).append((float(_relative(task, mine.mean(), full.mean(), base)), resampled))
+        relative = float(_relative(task, mine.mean(), full.mean(), base))
+        families.setdefault(task.family, []).append((len(mine), relative, resampled))
     if not families:
         return None, {}
-    means = {name: sum(m for m, _ in parts) / len(parts) for name, parts in families.items()}
-    spread = torch.stack([torch.stack([r for _, r in parts]).mean(0) for parts in families.values()]).mean(0)
+    means, spread = {}, torch.zeros(RESAMPLES, dtype=torch.float64)
+    for name, parts in families.items():
+        samples = sum(n for n, _, _ in parts)
+        means[name] = sum(n * relative for n, relative, _ in parts) / samples
+        for n, _, resampled in parts:
+            spread += n * resampled / samples / len(families)
     return _percentiles(sum(means.values()) / len(means), spread), means
 
 

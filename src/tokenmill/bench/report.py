@@ -29,7 +29,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Column:
-    """One family of tasks: the mean of its tasks' figures."""
+    """One family of tasks: the mean over its samples."""
 
     family: str
     title: str
@@ -37,10 +37,10 @@ class Column:
     tasks: tuple[str, ...]
 
     def value(self, row: Row) -> float | None:
-        figures = [row.metrics.tasks.get(task) for task in self.tasks]
-        if not all(figures):
+        figures = [f for task in self.tasks if (f := row.metrics.tasks.get(task))]
+        if len(figures) < len(self.tasks):
             return None
-        return sum(f.mean for f in figures if f) / len(figures)
+        return sum(f.mean * f.samples for f in figures) / sum(f.samples for f in figures)
 
     def text(self, row: Row) -> str:
         value = self.value(row)

@@ -121,16 +121,16 @@ def plan(quick: bool = False, own_text: bool = False) -> Plan:
                 Task("recall", "recall", "recall", 2, 512, measure="share"),
                 *_text(512, continuation=(2, 64), drift=(2, 32), own=own_text),
             ),
-            speed=Speed(decode_batch=1, decode_context=1024, decode_steps=4, prefill_batch=1, prefill_context=512),
+            speed=Speed(decode_batch=1, decode_context=1024, decode_steps=4, prefill_batch=1, prefill_context=256),
             budgets=(0.25,),
         )
     return Plan(
         tasks=(
-            *_needles({(512, 1): 6, (1024, 1): 3, (2048, 1): 2, (512, 3): 4, (1024, 3): 2}),
+            *_needles({(512, 1): 5, (1024, 1): 2, (2048, 1): 1, (512, 3): 3, (1024, 3): 1}),
             Task("recall", "recall", "recall", 4, 512, measure="share"),
-            *_text(1024, continuation=(4, 128), drift=(4, 64), own=own_text),
+            *_text(1024, continuation=(3, 128), drift=(3, 64), own=own_text),
         ),
-        speed=Speed(decode_batch=8, decode_context=2048, decode_steps=4, prefill_batch=1, prefill_context=1024),
+        speed=Speed(decode_batch=8, decode_context=2048, decode_steps=4, prefill_batch=1, prefill_context=512),
         budgets=(0.5, 0.25, 0.1),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers import Cache
 from tokenmill.errors import RecipeError
 from tokenmill.method import Recipe
 from tokenmill.models.lanes import Lanes, View, compact
-from tokenmill.models.parts import Packed, Part
+from tokenmill.models.parts import Packed, Part, Shared
 from tokenmill.types import Bits, Rotary
 
 
@@ -38,13 +39,18 @@ class Store:
         if self.lanes.n:
             views.append(self.lanes.view())
         keys, values, _ = (torch.cat(x, 2) for x in zip(*views, strict=True))
-        positions = self._positions()
+        positions = self._side_by_side()
         filled = positions >= 0
-        if bool(filled.all()):
-            return keys, values, positions
         return compact(keys, filled), compact(values, filled), compact(positions, filled, -1)
 
-    def _positions(self) -> Tensor:
+    def positions(self) -> Tensor:
+        """The positions of view(), without reading keys and values."""
+        if not self.parts:
+            return self.lanes.view()[2]
+        positions = self._side_by_side()
+        return compact(positions, positions >= 0, -1)
+
+    def _side_by_side(self) -> Tensor:
         """Positions of parts and lanes side by side, empty slots where they lie."""
         held = [part.positions for part in self.parts] + ([self.lanes.view()[2]] if self.lanes.n else [])
         return torch.cat([positions.to(torch.int32) for positions in held], 2)
@@ -54,7 +60,7 @@ class Store:
         """Slots of view(): tokens of the fullest lane, parts included."""
         if not self.parts:
             return self.lanes.n
-        return int((self._positions() >= 0).sum(-1).max())
+        return int((self._side_by_side() >= 0).sum(-1).max())
 
     @property
     def even(self) -> bool:
@@ -73,7 +79,7 @@ class Store:
         if isinstance(self.state, Tensor):
             self.state = compact(self.state, mask)
         if self.parts:
-            filled = self._positions() >= 0  # (B, K, T): parts and lanes as they lie, where mask has empty slots last
+            filled = self._side_by_side() >= 0  # (B, K, T): parts and lanes as they lie, where mask has empty slots last
             where = (filled.cumsum(-1) - 1).clamp(min=0)
             mask = mask.gather(2, where) & filled
         masks = mask.split([part.positions.shape[2] for part in self.parts] + [self.lanes.n], 2)
@@ -145,7 +151,7 @@ class MillCache(Cache):
             return [[rows[layer][0] for rows in per_row] for layer in range(len(self.stores))]
         out = []
         for store in self.stores:
-            positions = store.view()[2].tolist() if store.lanes.rows or store.parts else []
+            positions = store.positions().tolist() if store.lanes.rows or store.parts else []
             out.append([[sorted(p for p in head if p >= 0) for head in row] for row in positions])
         return out
 
@@ -211,6 +217,11 @@ class MillCache(Cache):
         if self.broken:
             raise RecipeError(self.broken)
         self.stores = [store.select_rows(index) if store.lanes.rows or store.parts else store for store in self.stores]
+        for lower, upper in pairwise(self.stores):
+            upper.parts = [
+                part.beside(below) if isinstance(below, Shared) and isinstance(part, Shared) and below.lower else part
+                for below, part in zip_longest(lower.parts[: len(upper.parts)], upper.parts)
+            ]
         self.rows = [self.rows[i].copy() for i in index.tolist()] if self.rows else []
         if self.seen is not None:
             self.seen = self.seen[index]
@@ -245,7 +256,7 @@ class MillCache(Cache):
         self.seen = self.seen + tokens_to_remove
         self.columns += tokens_to_remove
         for store in self.stores:
-            positions = store.view()[2]
+            positions = store.positions()
             store.keep((positions >= 0) & (positions < self.seen[:, None, None]))
 
     def activate_past_recording(self) -> None:

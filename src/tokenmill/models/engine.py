@@ -276,15 +276,17 @@ class Pass:
         """After a layer has attended: drop what left its window, then let the recipe's methods decide if it is time."""
         store, window, plan = self.cache.stores[layer], self.decoder.windows[layer], self.plan
         if self.observe is not None:
-            self._leave_window(store, window, layer)
+            self._leave_window(store, window, layer, 0)
             self.observe(layer, self._trace(layer, store.view(), queries, self.positions, scale))
             return
         due = plan.keep is not None and (self.prompt or store.fresh + self.new >= plan.every)
         packs = plan.quantize is not None and (self.prompt or store.unpacked + self.new >= plan.quantize.card.every)
         if plan.watcher is not None and plan.watcher.stateful:
             store.state = _widened(store.state, store.n)
-        if window is not None and (self.prompt or due or packs or store.n > window + SLACK):
-            self._leave_window(store, window, layer)  # before a decision, which is about what a query may still see
+        # Before a decision, so that it is about what a query may still see; else now and then.
+        slack = 0 if self.prompt or due or packs else SLACK
+        if window is not None and store.n > slack + (0 if due or packs else window):
+            self._leave_window(store, window, layer, slack)
         if plan.idle:
             return
         if plan.keep is not None:
@@ -295,14 +297,18 @@ class Pass:
         if plan.merge is not None and layer and (self.prompt or store.unpacked >= plan.merge.card.every):
             self._join(layer, store, scale, queries)
 
-    def _leave_window(self, store: Store, window: int | None, layer: int) -> None:
+    def _leave_window(self, store: Store, window: int | None, layer: int, slack: int) -> None:
+        """Drop what lies behind the window, in rows that hold more than `slack` tokens beyond its size."""
         if window is None:
             return
-        positions = store.view()[2]
+        positions = store.positions()
         # Where tokens may be taken back, the window of the first new one must stay whole.
         newest = self._first() if self.cache.recording else self.positions.max(-1).values  # (B,)
-        mask = (positions > newest[:, None, None] - window) & (positions >= 0)
-        if not bool((mask == (positions >= 0)).all()):
+        filled = positions >= 0
+        mask = filled & (positions > newest[:, None, None] - window)
+        if slack:
+            mask |= filled & (filled.sum(-1).amax(-1) <= window + slack)[:, None, None]
+        if not bool((mask == filled).all()):
             self.cache.forgot = self.cache.forgot or not self.cache.recording
             self._drop(layer, store, mask, self.plan.renumbers)
 

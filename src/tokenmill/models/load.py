@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -47,9 +48,11 @@ def load(
             config = AutoConfig.from_pretrained(where)
             _refuse_other_kinds(name, config)
             tokenizer = AutoTokenizer.from_pretrained(where)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            # Annotated as a model alone; with the loading info it is a pair.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where, config=config, dtype=dtype, output_loading_info=True
             )
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"'{name}' lacks {len(missing)} of its weights, such as {missing[0]}; get a complete copy of it"
@@ -83,8 +86,8 @@ def _refuse_missing_folder(name: str) -> None:
 
 def _refuse_other_kinds(name: str, config: PreTrainedConfig) -> None:
     # By name: asking the mapping for its classes would import every model there is.
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    known = (known,) if isinstance(known, str) else known
+    named: Any = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    known = (named,) if isinstance(named, str) else named
     says = list(config.architectures or [])
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder"

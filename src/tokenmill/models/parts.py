@@ -35,22 +35,25 @@ class Coded:
     @staticmethod
     def of(x: Tensor, bits: Tensor, channels: Tensor | None, by_channel: bool) -> Coded:
         codes, scale, minimum = {}, {}, {}
+        channels = None if channels is None else channels.to(x.dtype)
         scaled = x if channels is None else x / channels
         for width in sorted({*bits.unique().tolist()} - {0}):
             mine = bits == width  # (B, K, T)
             if width == 16:
-                codes[width] = scaled[mine]
+                codes[width] = x[mine]
                 continue
             if by_channel:
                 low = scaled.masked_fill(~mine[..., None], float("inf")).amin(2, keepdim=True)
                 high = scaled.masked_fill(~mine[..., None], float("-inf")).amax(2, keepdim=True)
                 none = ~mine.any(-1)[..., None, None]
                 low, high = low.masked_fill(none, 0), high.masked_fill(none, 0)
-                step = ((high - low) / (2**width - 1)).clamp(min=torch.finfo(x.dtype).tiny)
-                scale[width], minimum[width] = step.half(), low.half()
-                # Round with the scale that is stored, so that reading it back loses nothing more.
-                stored, base = scale[width].to(x.dtype).clamp(min=1e-7), minimum[width].to(x.dtype)
-                code = ((scaled - base) / stored).round().clamp(0, 2**width - 1).to(torch.uint8)[mine]
+                # As ops.bits.quantize does, over the tokens of one width: in half precision a channel far from zero
+                # would lose more to the rounding of its minimum than to the codes.
+                levels = 2**width - 1
+                step = ((high.float() - low.float()) / levels * (1 + torch.finfo(x.dtype).eps)).to(x.dtype)
+                scale[width], minimum[width] = step, low
+                steps = (scaled.float() - low.float()) / step.float().where(step > 0, 1.0)
+                code = steps.round().clamp(0, levels).to(torch.uint8)[mine]
             else:
                 code, step, low = quantize(scaled[mine], width)
                 scale[width], minimum[width] = step, low
@@ -62,7 +65,6 @@ class Coded:
         for width, packed in self.codes.items():
             mine = self.bits == width
             if width == 16:
-                out[mine] = packed
                 continue
             code = unpack(packed, width, self.size)
             scale, low = self.scale[width].to(self.dtype), self.minimum[width].to(self.dtype)
@@ -70,7 +72,10 @@ class Coded:
                 lane = mine.nonzero()[:, :2]
                 scale, low = scale[lane[:, 0], lane[:, 1], 0], low[lane[:, 0], lane[:, 1], 0]
             out[mine] = dequantize(code, scale, low).to(self.dtype)
-        return out if self.channels is None else out * self.channels
+        out = out if self.channels is None else out * self.channels
+        if 16 in self.codes:
+            out[self.bits == 16] = self.codes[16]
+        return out
 
     def keep(self, mask: Tensor) -> Coded:
         def mine(width: int) -> Tensor:
@@ -210,6 +215,11 @@ class Shared:
             self.positions[index],
             self.lower,
         )
+
+    def beside(self, lower: Shared) -> Shared:
+        """This upper layer's part with the directions of the lower one, after both were copied apart."""
+        same = ("key_direction", "value_direction", "apart", "positions")
+        return replace(self, **{name: getattr(lower, name) for name in same})
 
     @property
     def nbytes(self) -> int:

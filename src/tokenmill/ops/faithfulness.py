@@ -15,7 +15,7 @@ Metrics", 2023, as applied to next-token distributions by Zhao and Shan (ReAGent
 
 Differs: scores enter by rank, so that every method keeps the same half of the elements in expectation, whatever the
 scale of its scores; the mean over several draws of the coins is taken. The script released with ReAGent sums squared
-differences of roots over sqrt 2, which can exceed one; this is the Hellinger distance its text names.
+differences of roots over sqrt 2, which can exceed one; this is the Hellinger distance, which cannot.
 """
 
 from __future__ import annotations

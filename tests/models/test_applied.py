@@ -1,0 +1,343 @@
+"""The library's own forward, generate and pipelines under a recipe, and the model as it was afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, ids, tiny
+from tiny_tokenizer import tiny_tokenizer
+from transformers import BertConfig, BertForMaskedLM, DynamicCache, LlamaConfig, LlamaForCausalLM, T5Config
+from transformers import T5ForConditionalGeneration, pipeline
+
+from tokenmill import catalog
+from tokenmill.errors import InputError, ModelError, RecipeError, TokenmillError
+from tokenmill.models.apply import applied
+from tokenmill.models.lanes import SLACK
+from tokenmill.run.session import Session
+
+from models.test_engine import evicting, runs_on, there
+from models.test_parts import real_bytes
+
+GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "use_cache": True}
+
+
+def fingerprint(model) -> tuple:
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    attributes = {name: sorted(m.__dict__) for name, m in model.named_modules()}
+    forwards = {name: m.__dict__.get("forward") for name, m in model.named_modules()}
+    hooks = {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
+    implementation = [m.config._attn_implementation for m in model.modules() if hasattr(m, "config")]
+    return weights.hexdigest(), attributes, forwards, hooks, implementation, model.config.to_dict(), model.training
+
+
+class Broken(Exception):
+    pass
+
+
+def breaking(model, layer: int = 2):
+    """A hook that raises inside a layer."""
+
+    def fail(*_):
+        raise Broken
+
+    decoder = getattr(model, "model", None) or model.transformer
+    return (decoder.layers if hasattr(decoder, "layers") else decoder.h)[layer].register_forward_pre_hook(fail)
+
+
+# ---- as it was ----
+
+
+@pytest.mark.parametrize("spec", [None, "h2o(budget=0.3)", "lazy_llm(budget=0.5)", "zip_cache", "mini_cache", "d3"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_the_model_is_as_it_was(name, spec):
+    model = tiny(name)
+    if spec and not (there(spec) and runs_on(spec, model)):
+        pytest.skip("needs what this model lacks")
+    before = fingerprint(model)
+    with applied(model, spec):
+        model.generate(ids(2, 20), max_new_tokens=5, **GREEDY)
+        with applied(model, "snapkv(budget=0.5)"):
+            model(ids(1, 9))
+        model(ids(1, 9))
+    assert fingerprint(model) == before
+    hook = breaking(model)
+    with pytest.raises(Broken), applied(model, spec):
+        model(ids(1, 9))
+    hook.remove()
+    after = fingerprint(model)
+    assert after[:3] + after[4:] == before[:3] + before[4:]
+
+
+@pytest.mark.parametrize("spec", [None, "h2o(budget=0.3)", "lazy_llm(budget=0.5)"])
+def test_after_an_exception_the_cache_is_refused_and_the_model_works(spec):
+    if spec and not there(spec):
+        pytest.skip("not written yet")
+    model = tiny("llama")
+    with torch.no_grad():
+        wanted = model(ids(1, 20)).logits
+    session = Session(model, spec)
+    session.read(ids(1, 20))
+    hook = breaking(model)
+    with pytest.raises(Broken):
+        session.read(ids(1, 3))
+    hook.remove()
+    for again in (lambda: session.read(ids(1, 3)), lambda: session.fork().read(ids(1, 1))):
+        with pytest.raises(RecipeError, match="start again with a new cache"):
+            again()
+    with pytest.raises(RecipeError, match="new cache"):
+        session.cache.reorder_cache(torch.tensor([0]))
+    with torch.no_grad():
+        assert torch.equal(model(ids(1, 20)).logits, wanted)
+    torch.testing.assert_close(Session(model).read(ids(1, 20)), wanted[:, -1], atol=1e-4, rtol=0)
+
+
+# ---- the library's generate ----
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5},
+        {"do_sample": True, "temperature": 1.3, "top_k": 20},
+        {"num_return_sequences": 3, "do_sample": True},
+        {"repetition_penalty": 1.3},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2"])
+def test_generate_under_full_is_the_librarys_own(name, how):
+    model, text = tiny(name), ids(2, 40)
+    mask = torch.ones_like(text)
+    text[1, :17], mask[1, :17] = 0, 0
+    asked = {**GREEDY, **how, "max_new_tokens": 12}
+    torch.manual_seed(3)
+    plain = model.generate(text, attention_mask=mask, **asked)
+    torch.manual_seed(3)
+    with applied(model, "full"):
+        milled = model.generate(text, attention_mask=mask, **asked)
+    assert torch.equal(plain, milled)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("length", [12, 60])
+def test_assisted_generation_under_full(name, length):
+    model = tiny(name)
+    text = ids(1, 6).repeat(1, length // 6)  # the library's prompt lookup has something to find
+    plain = model.generate(text, max_new_tokens=40, **GREEDY)
+    with applied(model, None):
+        milled = model.generate(text, max_new_tokens=40, prompt_lookup_num_tokens=5, **GREEDY)
+    assert torch.equal(plain, milled)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_several_turns_with_generate(name):
+    model = tiny(name)
+    first = ids(1, 30)
+    with torch.no_grad():
+        out = model.generate(first, max_new_tokens=8, **GREEDY)
+        second = torch.cat([out, ids(1, 11, 5)], 1)
+        wanted = model.generate(second, max_new_tokens=8, **GREEDY)
+    with applied(model, None):
+        one = model.generate(first, max_new_tokens=8, return_dict_in_generate=True, **GREEDY)
+        assert torch.equal(one.sequences, out)
+        got = model.generate(second, past_key_values=one.past_key_values, max_new_tokens=8, **GREEDY)
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("spec", ["h2o(budget=0.4)", "adaptive(score=tova, budget=0.4)", "snapkv(budget=0.5) + zip_cache",
+                                  "mini_cache", "streaming_llm(slots=12)", "lazy_llm(budget=0.5)"])  # fmt: skip
+def test_beams_that_are_one_beam(spec):
+    """Rows that are re-ordered keep their own tokens: each beam's later logits are those of the text it holds."""
+    if not there(spec):
+        pytest.skip("not written yet")
+    model = tiny("llama")
+    rows = ids(4, 30)
+    session = Session(model, spec)
+    session.read(rows)
+    session.read(ids(4, 1, 8))
+    index = torch.tensor([3, 3, 0, 1])
+    moved = session.fork()
+    moved.cache.reorder_cache(index)
+    assert [[layer[r] for layer in moved.kept()] for r in range(4)] == [[layer[i] for layer in session.kept()] for i in index]
+    for turn in (ids(4, 1, 2), ids(4, 5, 3), ids(4, 1, 4)):
+        got, own = moved.read(turn[index]), session.read(turn)
+        torch.testing.assert_close(got, own[index], atol=1e-4, rtol=0)
+    repeated = session.fork()
+    repeated.cache.batch_repeat_interleave(2)
+    torch.testing.assert_close(
+        repeated.read(ids(8, 1, 6)[:4].repeat_interleave(2, 0)), session.read(ids(8, 1, 6)[:4]).repeat_interleave(2, 0),
+        atol=1e-4, rtol=0,
+    )  # fmt: skip
+    with applied(model, spec):
+        assert model.generate(rows[:2], num_beams=3, max_new_tokens=6, **GREEDY).shape == (2, 36)
+
+
+def test_pipeline():
+    model, tokenizer = tiny("llama"), tiny_tokenizer()
+    text = " ".join(f"w{i}" for i in range(10, 40))
+    ask = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    plain = ask(text, max_new_tokens=8, do_sample=False)
+    with applied(model, None):
+        assert ask(text, max_new_tokens=8, do_sample=False) == plain
+    with applied(model, "snapkv(budget=0.3, window=4)") as engine:
+        ask(text, max_new_tokens=8, do_sample=False)
+        assert all(len(head) <= 9 + 8 for layer in engine.cache.kept() for head in layer[0])
+
+
+def test_forward_without_no_grad():
+    model = tiny("llama")
+    with applied(model, "h2o(budget=0.5)"):
+        out = model(ids(1, 20), use_cache=True)
+        for _ in range(3):
+            out = model(ids(1, 1), past_key_values=out.past_key_values)
+    assert torch.isfinite(out.logits).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_embeddings_instead_of_ids(name):
+    model = tiny(name)
+    with torch.no_grad():
+        embeds = model.get_input_embeddings()(ids(1, 30))
+        wanted = model(inputs_embeds=embeds).logits
+        with applied(model):
+            torch.testing.assert_close(model(inputs_embeds=embeds).logits, wanted, atol=1e-4, rtol=0)
+
+
+# ---- crop ----
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_crop(name):
+    model = tiny(name)
+    session = Session(model)
+    session.read([ids(1, 30)[0].tolist(), ids(1, 25, 1)[0].tolist()])
+    session.cache.crop(-7)
+    got = session.read(ids(2, 4, 2))
+    for row, (n, seed) in enumerate(((30, 0), (25, 1))):
+        with torch.no_grad():
+            text = torch.cat([ids(1, n, seed)[:, :-7], ids(2, 4, 2)[row : row + 1]], 1)
+            torch.testing.assert_close(got[row], model(text).logits[0, -1], atol=1e-4, rtol=0)
+
+
+def test_crop_is_refused_where_tokens_are_gone():
+    evicted = Session(tiny("llama"), "h2o(budget=0.5)")
+    slid = Session(tiny("mistral"))
+    for session, reason in ((evicted, "cannot take tokens back"), (slid, "sliding window")):
+        session.read(ids(1, 60))
+        with pytest.raises(RecipeError, match=reason):
+            session.cache.crop(-3)
+
+
+# ---- bytes ----
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize("spec", [None, *evicting(0.25), "pyramid(score=knorm, budget=0.25)",
+                                  "h2o(budget=0.25) + zip_cache", "mini_cache", "token_select(budget=0.25)",
+                                  "lazy_llm(budget=0.25)", "streaming_llm(slots=50)", "snapkv(budget=0.25) + d3(alpha=0.9)"])  # fmt: skip
+def test_bytes_are_what_is_held(name, spec):
+    model = tiny(name)
+    if spec and not (there(spec) and runs_on(spec, model)):
+        pytest.skip("needs what this model lacks")
+    length, steps = 400, 70
+    session = Session(model, spec)
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = config.hidden_size // config.num_attention_heads
+    slot = 2 * size * 4 + 4  # key, value, position
+    window = getattr(config, "sliding_window", None) or 10**9
+    every = 64
+    state = 4 if spec and ("h2o" in spec or "keyformer" in spec) else 0
+    # 2 * SLACK slots a head of room, `every` tokens until the next decision; their queries; a state a slot
+    constant = heads * ((2 * SLACK + every) * (slot + state)) + every * (config.num_attention_heads * size * 4 + 8)
+    for step in range(steps):
+        session.read(ids(1, length) if step == 0 else ids(1, 1, step))
+        if step not in (0, 1, 62, 63, 64, steps - 1):
+            continue
+        cache = session.cache
+        actual = real_bytes([vars(s) for s in cache.stores], cache.rows, cache.stash)
+        tables = sum(
+            x.untyped_storage().nbytes()
+            for s in [*cache.stores, *(s for row in cache.rows for s in row.stores)]
+            for x in (s.lanes.starts, s.lanes.rooms, s.lanes.counts)
+            if x is not None
+        )
+        assert actual - tables - 2000 <= cache.nbytes <= actual, "what is said is what is there"
+        if spec in evicting(0.25) or (spec and "+" in spec) or (spec and spec.startswith("pyramid")):
+            untouched = heads * slot * min(length + step, window)
+            layers = len(cache.stores)
+            held = [store.nbytes for store in cache.stores]
+            assert sum(held) <= layers * (0.25 * untouched + constant)
+            if "pyramid" not in spec:
+                assert max(held) <= 0.25 * untouched + constant
+
+
+def test_ragged_heads_are_freed_each():
+    """A layer whose heads keep very different counts costs what they keep, not the longest times the heads."""
+    session = Session(tiny("llama"), "adaptive(score=random_tokens, budget=0.3, safeguard=0.0)")
+    session.read(ids(1, 400))
+    uneven = 0
+    for store, layer in zip(session.cache.stores, session.kept(), strict=True):
+        counts = [len(head) for head in layer[0]]
+        assert sum(counts) == 240
+        uneven += max(counts) - min(counts)
+        assert store.lanes.nbytes <= sum(n + 2 * SLACK for n in counts) * (2 * 8 * 4 + 4)
+    assert uneven > 0
+
+
+# ---- refusals ----
+
+
+def test_errors_say_what_to_do():
+    model, prompt = tiny("llama"), ids(1, 8)
+    with applied(model, "h2o(budget=0.5)"):
+        cache = model(prompt).past_key_values
+    filled = DynamicCache()
+    with torch.no_grad():
+        model(prompt, past_key_values=filled)
+    torch.manual_seed(0)
+    two_layers = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+                                              num_attention_heads=6, num_key_value_heads=2))  # fmt: skip
+    with torch.no_grad(), pytest.raises(RecipeError, match=r"inside tokenmill.applied"):
+        model(prompt, past_key_values=cache)
+
+    def under(recipe=None, of=model, **asked):
+        with applied(of, recipe), torch.no_grad():
+            of(**{"input_ids": prompt, **asked})
+
+    padded = torch.ones(2, 8, dtype=torch.long)
+    padded[1] = 0
+    bert = BertForMaskedLM(BertConfig(vocab_size=97, hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
+                                      intermediate_size=24))  # fmt: skip
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=97, d_model=24, d_kv=12, d_ff=24, num_layers=1, num_heads=2))
+    cases = [
+        (lambda: under(input_ids=prompt[:, :0]), InputError, "at least one token"),
+        (lambda: under(input_ids=ids(2, 8), attention_mask=padded), InputError, "padding"),
+        (lambda: under(attention_mask=torch.ones(1, 1, 8, 8)), RecipeError, "2D attention_mask"),
+        (lambda: under(output_attentions=True), RecipeError, "outside of applied"),
+        (lambda: under(output_hidden_states=True), RecipeError, "outside of applied"),
+        (lambda: under(position_ids=torch.arange(8)[None].flip(-1)), RecipeError, "position_ids"),
+        (lambda: under(past_key_values=filled), RecipeError, "start from the whole prompt"),
+        (lambda: under("token_recycling"), RecipeError, "tokenmill.generate"),
+        (lambda: under(of=two_layers, past_key_values=cache), InputError, "new cache"),
+        (lambda: under(input_ids=ids(3, 1), past_key_values=cache), InputError, "1 rows and the input has 3"),
+        (lambda: under(of=bert), ModelError, "bert"),
+        (lambda: under(of=t5), ModelError, "encoder-decoder"),
+        (lambda: under("streaming_llm(slots=8)", tiny("gpt2")), RecipeError, "rotary"),
+        (lambda: under("snapkv"), RecipeError, "budget"),
+        (lambda: under(inputs_embeds=torch.zeros(1, 8, 48)), InputError, "either"),
+    ]
+    for ask, kind, words in cases:
+        with pytest.raises(kind, match=words) as error:
+            ask()
+        assert isinstance(error.value, TokenmillError)
+        assert "\n" not in str(error.value)
+    assert catalog.methods("draft")
