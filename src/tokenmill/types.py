@@ -65,7 +65,7 @@ class Trace:
     rotary: Rotary | None = None  # None for models with learned positions (GPT-2)
     window: int | None = None  # the layer's own sliding window
     prompt: bool = True  # False once tokens are being generated
-    generated: int = 0  # tokens generated so far
+    generated: int = 0  # tokens generated so far, those of this pass included
 
     @property
     def filled(self) -> Tensor:
@@ -118,7 +118,7 @@ class Step:
     """One forward pass, as a depth method sees it before the pass begins."""
 
     position: int  # absolute position of the first new token
-    generated: int  # tokens generated before this pass; 0 = the prompt is being read
+    generated: int  # tokens generated so far, those of this pass included; 0 = the prompt is being read
     layers: int
 
 

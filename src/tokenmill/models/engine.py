@@ -52,6 +52,7 @@ class Pass:
         self.new = positions.shape[1]
         # Text is being read, not generated: also when the whole prompt is one token.
         self.prompt = tree is None and (self.new > 1 or cache.seen is None)
+        self.counted = False  # this pass's tokens are in cache.generated already
         self.store_only = False  # a skipped layer stores keys and values and attends to nothing
         self.visible: Tensor | None = None  # (M,) positions the queries may see, for methods that walk
         self.pending: dict[int, Tensor] = {}  # queries of a tree, until it is known which nodes are accepted
@@ -81,7 +82,8 @@ class Pass:
                 self.store_only = True
                 normed = getattr(layer, self.decoder.input_norm)(hidden)
                 self._call(getattr(layer, self.decoder.attention), normed, angles[key])
-                self.store_only = False
+                self.counted = False  # this pass's tokens are in cache.generated already
+        self.store_only = False
         return self.decoder.final_norm(hidden)
 
     def _call(self, module: Any, hidden: Tensor, angles: Any) -> Any:
@@ -103,7 +105,11 @@ class Pass:
         if self.plan.skip is None:
             return None
         layers = len(self.decoder.layers)
-        return self.plan.skip(Step(int(self.positions.max()), self.cache.generated, layers))
+        return self.plan.skip(Step(int(self.positions.max()), self._generated(), layers))
+
+    def _generated(self) -> int:
+        """Tokens generated so far, those of this pass included."""
+        return self.cache.generated + (0 if self.prompt or self.counted else self.new)
 
     def run_walking(self, hidden: Tensor) -> Tensor:
         """The walk of one row under a method that drops tokens between layers and may revive them later.
@@ -389,8 +395,8 @@ class Pass:
             scale=scale or self._scale(layer),
             rotary=self.decoder.rotaries[layer],
             window=window,
-            prompt=self.cache.generated == 0,
-            generated=self.cache.generated,
+            prompt=self.prompt,
+            generated=self._generated(),
         )
 
     def _first(self) -> Tensor:
@@ -422,6 +428,7 @@ class Pass:
         self.new = len(accepted)
         cache.columns -= dropped
         cache.generated += self.new
+        self.counted = True
         cache.seen = before + 1 + self.new
         for layer, queries in self.pending.items():
             self.settle(layer, queries[:, :, accepted], self._scale(layer))

@@ -24,8 +24,9 @@ def attention(trace: Trace, temperature: float = 1.0, noise: Tensor | None = Non
     A query sees filled slots up to its own position, inside the layer's sliding window. `noise` is (B, K, Q or 1, T);
     `last` counts only the newest queries. Queries that are padding, or not counted, have rows of zeros.
     """
-    queries = wide(trace.queries).unflatten(1, (-1, trace.groups)) * (trace.scale / temperature)  # (B, K, G, Q, D)
-    logits = queries @ wide(trace.keys)[:, :, None].mT  # (B, K, G, Q, T)
+    shape = (trace.groups, trace.queries.shape[2])
+    queries = wide(trace.queries).unflatten(1, (-1, trace.groups)).flatten(2, 3)  # (B, K, G Q, D): no key is repeated
+    logits = (queries * (trace.scale / temperature) @ wide(trace.keys).mT).unflatten(2, shape)  # (B, K, G, Q, T)
     if noise is not None:
         logits += noise[:, :, None] / temperature
     hidden = ~seen_by(trace, last)[:, :, None]  # (B, K, 1, Q, T)
