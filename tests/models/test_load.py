@@ -245,6 +245,11 @@ def test_the_default_model_is_real():
     assert inputs["input_ids"][0, 0] != tokenizer.bos_token_id  # this tokenizer adds none
     out = model.generate(**inputs, max_new_tokens=2, do_sample=False)
     assert tokenizer.decode(out[0]).startswith("The capital of France is Paris")
+    # What transformers 5.23 reads from the file; 5.0 reads another tokenizer, so these ids are written down.
+    text = "Hello wörld 123<|im_end|>"
+    assert tokenizer(text).input_ids == [19556, 267, 29989, 400, 216, 33, 34, 35, 2]
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False).count("<|im_start|>") == 2
     folder = default.default_model()
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 

@@ -428,7 +428,7 @@ def _closing(results: Results, best: Row | None, path: Path, page: Path) -> list
     lines = [
         f"decode: tokens a second at batch {speed['decode_batch']}, context {speed['decode_context']}; "
         f"prefill: batch {speed['prefill_batch']}, context {speed['prefill_context']}; both as ratios to the "
-        "untouched model, measured in turns.",
+        "untouched model, measured in turns (its own row, against itself, shows the noise).",
         f"One more method and budget costs {cost['one_more_row_seconds']:.1f} s, "
         f"{cost['share_of_this_run']:.1%} of this run ({cost['share_of_a_run_alone']:.0%} of measuring it alone).",
     ]

@@ -125,7 +125,7 @@ def _relative(task: Task, mine: torch.Tensor, full: torch.Tensor, base: float) -
         return torch.exp(full - mine)
     if task.measure == "kl":
         return torch.exp(-mine)
-    return mine / base
+    return mine / torch.where(full > 0, full, base)  # a resample may hold none of the samples it could do
 
 
 def quality(

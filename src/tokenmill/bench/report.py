@@ -345,8 +345,9 @@ def html(results: Results, picture: dict[str, Any]) -> str:
     """The whole report. `picture`: the tokens of a prompt, and for each spec which of them each layer and head kept."""
     environment, best = results.environment, winner(results.rows)
     by_size, by_speed = pareto_plots(results)
+    drawn = next((row for row in results.rows if row.budget is not None), best)  # the best that evicts
     options = "".join(
-        f'<option value="{escape(row.spec)}"{" selected" if row is best else ""}>{escape(row.spec)}</option>'
+        f'<option value="{escape(row.spec)}"{" selected" if row is drawn else ""}>{escape(row.spec)}</option>'
         for row in results.rows
         if row.spec in picture["kept"]
     )

@@ -167,14 +167,14 @@ def sentences(seed: str) -> Iterator[str]:
         at += 1
 
 
-DEFAULT_PROMPT_SEED = "picture"
+DEFAULT_PROMPT_SEED = "picture5"  # a place that reads well
 
 
 def default_prompt() -> str:
     """The text on which the report draws what each method kept: real prose with one fact in it."""
     lines = sentences(DEFAULT_PROMPT_SEED)
-    before = [next(lines) for _ in range(4)]
-    after = [next(lines) for _ in range(4)]
+    before = [next(lines) for _ in range(5)]
+    after = [next(lines) for _ in range(6)]
     return "".join([*before, " The access code for lantern is 4917.", *after]).strip()
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -53,18 +53,29 @@ class Lab:
 
     # ---- samples ----
 
-    def text(self, *, length: int = 512, tail: int = 64, block: int = 16, each: int = 4) -> list[Sample]:
+    def text(self, *, length: int = 512, tail: int = 64, block: int = 16, each: int = 3) -> list[Sample]:
         """Real text and what follows it, read in blocks: the figure is nats a token."""
+        if self.quick:
+            length, tail = min(length, 256), min(tail, 32)
         return self._samples(Task("text", "", "continuation", each, length, tail=tail, block=block, measure="nll"))
 
-    def needles(self, *, seen: bool, length: int = 512, each: int = 6) -> list[Sample]:
-        """A fact hidden in text; the figure is nats a token of the answer. `seen`: the question is in the prompt."""
-        return self._samples(
-            Task("needle", "", "needle", each, length, block=4, question_seen=seen, measure="nll"),
-        )
+    def needles(self, *, seen: bool, length: int = 512, each: int = 4) -> list[Sample]:
+        """A fact hidden in text; the figure is nats a token of the answer. `seen`: the question is in the prompt.
+
+        All of it then: bench tasks read the question's last token after the choice, and it is the one that looks
+        for the answer. The answer's first token, a space, is not scored.
+        """
+        task = Task("needle", "", "needle", each, length, block=4, question_seen=seen, measure="nll")
+        samples = self._samples(task)
+        if not seen:
+            return samples
+        return [
+            replace(s, prompt=s.prompt + s.tail[:1], tail=s.tail[1:], scored=[i - 1 for i in s.scored if i > 1])
+            for s in samples
+        ]
 
     def _samples(self, task: Task) -> list[Sample]:
-        each = max(1, task.samples // 4) if self.quick else task.samples
+        each = 1 if self.quick else task.samples
         if task.length + max(task.tail, TAIL_ROOM) > self.context:
             return []
         return [build(task, index, seed, self.reader) for seed in self.seeds for index in range(each)]

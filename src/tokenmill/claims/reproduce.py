@@ -17,7 +17,7 @@ from rich.table import Table
 from tokenmill import catalog
 from tokenmill.claims.lab import Claim, Lab, environment
 from tokenmill.claims.verdict import RULE, Reproduction, overall
-from tokenmill.errors import InputError, SpecError, StoreError, did_you_mean
+from tokenmill.errors import InputError, RecipeError, SpecError, StoreError, did_you_mean
 from tokenmill.models.load import load
 
 PAPERS = "tokenmill.claims.papers"
@@ -73,9 +73,15 @@ def run_claim(name: str, lab: Lab, model: str = "smollm2") -> Reproduction:
     """Measure one claim and judge it."""
     claim: Claim = importlib.import_module(f"{PAPERS}.{name}")  # type: ignore[assignment]
     began = time.perf_counter()
-    checks = claim.measure(lab)
+    unable = ""
+    try:
+        checks = claim.measure(lab)
+    except RecipeError as error:  # a method that cannot run on this model, and says why
+        checks, unable = [], str(error)
     verdict = overall(checks)
     own = {c.method for c in checks}
+    if not checks:
+        lab.because(True, unable or f"the model's context of {lab.context} tokens is too short for this claim's text")
     parts = [c.told() for c in checks if verdict == "holds" or c.outcome != "holds"]
     # Reasons are for what did not hold, and each was chosen by a condition on the numbers.
     parts += lab.reasons if verdict != "holds" else []

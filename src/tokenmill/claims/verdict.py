@@ -59,7 +59,7 @@ class Check(Strict):
         if self.difference is None:
             return f"{self.what}: {self.method} gave a number that is not finite"
         d, side = self.difference, "above" if self.better == "higher" else "below"
-        bound = self.margin if self.better == "lower" else -self.margin
+        bound = self.margin if self.better == "lower" else 0.0 - self.margin
         return (
             f"{self.what}: {self.method} {self.value:.4g}, {self.rival} {self.rival_value:.4g}, difference "
             f"{d.mean:+.3g} [{d.low:+.3g}, {d.high:+.3g}], claimed {side} {bound:g}: {self.outcome}"

@@ -137,9 +137,10 @@ class Engine:
             raise InputError(f"the cache holds {len(seen)} rows and the input has {rows}")
         if self.tree is not None:
             return seen[:, None] + self.tree[0]
-        if mask is not None and mask.ndim != 2:
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise RecipeError(
-                "the engine builds its masks from positions; give a 2D attention_mask (1 = token, 0 = padding)"
+                "the engine builds its masks from positions; give a 2D attention_mask (1 = token, 0 = padding), and "
+                "let generate use its default cache, not a static one"
             )
         if mask is None:
             positions = seen[:, None] + torch.arange(new, device=device)

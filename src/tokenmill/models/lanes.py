@@ -125,15 +125,30 @@ class Lanes:
     def keep(self, mask: Tensor) -> None:
         """Drop every slot that mask (B, K, n) does not keep, and free its memory."""
         counts = mask.sum(-1)
-        same_in_row = bool((counts == counts[:, :1]).all())
         most = int(counts.max())
+        if self.rooms is None and self.counts is None and int(counts.min()) == most:
+            self._keep_even(mask, most)
+            return
         keys, values, positions = self._flat(mask)
-        if self.rooms is None and most <= self.room <= most + 2 * SLACK and bool((counts == most).all()):
-            self.positions.fill_(-1)  # small enough: stay in place
-            self._fill(keys, values, positions, counts)
-        else:
-            self._relay(counts + SLACK, keys, values, positions, counts, uniform=same_in_row)
+        same_in_row = bool((counts == counts[:, :1]).all())
+        self._relay(counts + SLACK, keys, values, positions, counts, uniform=same_in_row)
         self._set_counts(counts)
+
+    def _keep_even(self, mask: Tensor, count: int) -> None:
+        """The usual case, every lane keeps as many: whole rows are copied, in place where the room still fits."""
+        slots = (mask.nonzero()[:, 2].view(self.rows, self.heads, count) + self.starts[..., None]).flatten()
+        columns = {name: getattr(self, name).index_select(0, slots) for name in ("keys", "values", "positions")}
+        if not count <= self.room <= count + 2 * SLACK:
+            self.room = count + SLACK
+            lanes = self.rows * self.heads
+            self.starts = (torch.arange(lanes, device=slots.device) * self.room).view(self.rows, self.heads)
+            for name, column in columns.items():
+                setattr(self, name, column.new_zeros(lanes * self.room, *column.shape[1:]))
+        for name, column in columns.items():
+            wide = getattr(self, name).view(self.rows, self.heads, self.room, *column.shape[1:])
+            wide[:, :, :count] = column.view(self.rows, self.heads, count, *column.shape[1:])
+        self.positions.view(self.rows, self.heads, self.room)[:, :, count:] = -1
+        self.n = count
 
     def keep_tail(self, new: int, accepted: Tensor) -> None:
         """Of the `new` newest slots of each lane keep those at indices `accepted` (A,), in that order."""

@@ -147,7 +147,7 @@ class Session:
     def _count(self, seconds: float, new: int, tokens: int) -> None:
         stats = self._stats
         stats.forward_calls += 1
-        if new > 1:
+        if new > 1 or stats.forward_calls == 1:
             stats.prefill_seconds += seconds
             stats.prompt_tokens += tokens
         else:

@@ -15,7 +15,8 @@ BEYOND = "models with more key/value heads a layer to share among"
 
 def measure(lab: Lab) -> list[Check]:
     share = 0.12
-    mine, rival = f"adaptive(budget={share})", f"snapkv(budget={share})"
+    score = "snapkv(window=8)"  # as long as the question
+    mine, rival = (f"{spend}(score={score}, budget={share})" for spend in ("adaptive", "top"))
     checks = []
     for seen in (True, False):
         when = "seen" if seen else "asked later"

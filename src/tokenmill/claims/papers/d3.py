@@ -16,7 +16,7 @@ CLAIM = (
 )
 PAPER = "Llama models of 7 to 70 billion parameters: 1.5x fewer operations with under 1 % loss on GSM8K and BBH"
 BEYOND = "7 billion parameters and more, whose middle layers change a token less"
-TOKENS = 64
+TOKENS = 48
 
 
 def layers_of(alpha: float, layers: int) -> list[int]:

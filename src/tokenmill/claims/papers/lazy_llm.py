@@ -44,7 +44,7 @@ def measure(lab: Lab) -> list[Check]:
     ) / 4  # share of token-layers that its four stretches compute
     at_once = f"lazy_llm(budget={2 * work - 1:.4f}, stages=1)"  # half of the layers whole, the rest with what is left
     by_lot = lazy_by_lot(budget=SHARE)
-    samples = lab.needles(seen=True, each=4)
+    samples = lab.needles(seen=True, each=2)
     answers = lab.columns(samples, [mine, at_once, by_lot], "nats a token of the answer, question seen")
     unable = lab.unable(answers)
     prompts = [

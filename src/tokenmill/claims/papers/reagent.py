@@ -20,14 +20,14 @@ RIVALS = ("random_attribution", "gradient_norm", "occlusion")
 
 
 def measure(lab: Lab) -> list[Check]:
-    methods = [get("reagent")(runs=3, steps=15), *map(get, RIVALS)]
+    methods = [get("reagent"), *map(get, RIVALS)]
     specs = [repr(m) for m in methods]
     mine = specs[0]
     kept: dict[str, list[float]] = {spec: [] for spec in specs}
     hidden: dict[str, list[float]] = {spec: [] for spec in specs}
     asked: dict[str, list[float]] = {spec: [] for spec in specs}
     ask = asking(lab.model, lab.tokenizer)
-    prompts = [torch.tensor(s.prompt) for s in lab.text(length=24, tail=1, each=8)]
+    prompts = [torch.tensor(s.prompt) for s in lab.text(length=24, tail=1, each=5)]
     for number, ids in enumerate(prompts, 1):
         lab.tick(f"prompt {number} of {len(prompts)}")
         target = int(ask.probabilities(ids[None])[0].argmax())

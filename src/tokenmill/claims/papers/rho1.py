@@ -15,7 +15,8 @@ from tokenmill.run.train import token_losses, train
 
 CLAIM = (
     "On a corpus half of which is noise, training on the 60 % of tokens that lag furthest behind a reference model "
-    "gives a lower loss on clean text, in the same number of steps, than training on all tokens or on as many drawn by lot."
+    "gives a lower loss on clean text, in the same number of steps, than training on all tokens or on as many drawn "
+    "by lot."
 )
 PAPER = "1B and 7B models: up to 30 points more on 9 maths tasks after 15B tokens; 6.8 points over 15 tasks after 80B"
 BEYOND = "models and corpora of that size: here a small byte-level model of the same architecture learns from scratch"
@@ -56,7 +57,7 @@ def _noisy(seed: str, draw: torch.Generator) -> Tensor:
 
 
 def measure(lab: Lab) -> list[Check]:
-    steps = 20 if lab.quick else 200
+    steps = 8 if lab.quick else 60
     names = ("rho1", *RIVALS)
     losses: dict[str, list[float]] = {name: [] for name in names}
     for seed in lab.seeds:

@@ -14,9 +14,11 @@ BEYOND = "speed and memory at 16K tokens and more"
 
 
 def measure(lab: Lab) -> list[Check]:
-    mine = "snapkv(budget=0.25)"
+    mine = "snapkv(window=8, budget=0.25)"  # as long as the question; a wider window hears the text before it too
     rivals = [f"{name}(budget=0.25)" for name in ("h2o", "recent_window", "random_tokens")]
-    answers = lab.columns(lab.needles(seen=True), [mine, *rivals], "nats a token of the answer, question seen")
+    answers = lab.columns(
+        lab.needles(seen=True), [mine, "snapkv(budget=0.25)", *rivals], "nats a token of the answer, question seen"
+    )
     unable = lab.unable(answers)
     later = lab.columns(lab.needles(seen=False), [mine], "nats a token of the answer, question asked later")
     unseen = lab.compare("", later, mine, None, margin=NEAR)

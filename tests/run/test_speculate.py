@@ -1,0 +1,218 @@
+"""Drafts change how fast text comes, never which text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from tiny import ARCHITECTURES, ids, tiny
+from tiny_tokenizer import tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tokenmill import catalog
+from tokenmill.method import Recipe, method, parse
+from tokenmill.run.generate import Sampler, generate
+from tokenmill.run.session import Session
+from tokenmill.run.speculate import speculate
+from tokenmill.types import Draft
+
+from models.test_engine import there
+
+DRAFTS = [name for name in catalog.methods("draft") if parse(name).card.lossless]
+
+
+def drafter(fn):
+    return method(title="", verb="draft", lossless=True)(fn)
+
+
+@cache
+def greedy(name: str, length: int, new: int, seed: int = 0) -> tuple[int, ...]:
+    model, text = tiny(name), ids(1, length, seed)
+    for _ in range(new):
+        with torch.no_grad():
+            text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], 1)
+    return tuple(text[0, length:].tolist())
+
+
+def adversary(truth: tuple[int, ...], length: int, seed: int, vocabulary: int = 97):
+    """Random trees in any order of siblings, with copies of siblings, right lines, and nothing at times."""
+
+    @drafter
+    def guesses(seen, state: int | None) -> tuple[Draft, int]:
+        call = 0 if state is None else state
+        g = torch.Generator().manual_seed(seed * 1000 + call)
+        n = int(torch.randint(0, 9, (1,), generator=g))
+        tokens = torch.randint(3, vocabulary, (n,), generator=g)
+        parents = torch.tensor([int(torch.randint(-1, i, (1,), generator=g)) if i else -1 for i in range(n)], dtype=torch.long)
+        come = truth[len(seen.context) - length :]
+        deep = torch.zeros(n, dtype=torch.long)
+        for i in range(n):
+            deep[i] = deep[parents[i]] + 1 if parents[i] >= 0 else 0
+            if call % 3 != 2 and deep[i] < len(come) and torch.rand(1, generator=g) < 0.7:
+                tokens[i] = come[deep[i]]
+        return Draft(tokens, parents), call + 1
+
+    return guesses
+
+
+def said(model, draft, prompt: list[int], new: int, recipe: Recipe = Recipe(())) -> list[int]:
+    session, out = Session(model, recipe), []
+    with session.engaged():
+        for tokens in speculate(session, prompt, draft, lambda logits: logits.argmax(-1)):
+            out += tokens
+            if len(out) >= new:
+                return out[:new]
+    raise AssertionError
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("length", [1, 40])
+def test_greedy_text_is_the_models_own(name, length):
+    truth, prompt = greedy(name, length, 40), ids(1, length)[0].tolist()
+    for draft in [*map(parse, DRAFTS), adversary(truth, length, 0), adversary(truth, length, 1)]:
+        assert tuple(said(tiny(name), draft, prompt, 36)) == truth[:36]
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_far_past_the_sliding_window(name):
+    truth = greedy(name, 30, 130)
+    assert tuple(said(tiny(name), adversary(truth, 30, 2), ids(1, 30)[0].tolist(), 126)) == truth[:126]
+
+
+def test_something_is_accepted():
+    truth = greedy("llama", 40, 40)
+    session = Session(tiny("llama"))
+    steps = speculate(session, ids(1, 40)[0].tolist(), adversary(truth, 40, 0), lambda logits: logits.argmax(-1))
+    for _ in range(12):
+        next(steps)
+    assert session.stats.accepted > 8
+    assert session.stats.drafted > session.stats.accepted
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_generate_ends_where_greedy_ends(draft):
+    """An end inside an accepted draft, a stop string, one token, a batch, the end of learned positions."""
+    model, tokenizer = tiny("llama"), tiny_tokenizer()
+    prompts = [ids(1, 12)[0].tolist() * 3, ids(1, 7, 1)[0].tolist()]
+    plain = generate(model, tokenizer, prompts, max_new_tokens=30, ignore_eos=True)
+    for asked in ({"max_new_tokens": 1}, {"max_new_tokens": 30}, {"max_new_tokens": 30, "ignore_eos": True}):
+        one = generate(model, tokenizer, prompts, **asked)
+        other = generate(model, tokenizer, prompts, draft, **asked)
+        assert [o.ids for o in one] == [o.ids for o in other]
+        assert [o.text for o in one] == [o.text for o in other]
+    for place in (0, 7, 8, 9):
+        stop = [tokenizer.decode([plain[0].ids[place]])]
+        one = generate(model, tokenizer, prompts, stop=stop, ignore_eos=True)
+        other = generate(model, tokenizer, prompts, draft, stop=stop, ignore_eos=True)
+        assert [(o.ids, o.text) for o in one] == [(o.ids, o.text) for o in other]
+        before = model.generation_config.eos_token_id
+        model.generation_config.eos_token_id = plain[0].ids[place]
+        try:
+            one = generate(model, tokenizer, prompts, max_new_tokens=30)
+            other = generate(model, tokenizer, prompts, draft, max_new_tokens=30)
+        finally:
+            model.generation_config.eos_token_id = before
+        assert [o.ids for o in one] == [o.ids for o in other]
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_up_to_the_last_learned_position(draft):
+    model, prompt = tiny("gpt2"), ids(1, 6)[0].tolist() * 80
+    one = generate(model, None, [prompt], max_new_tokens=32, ignore_eos=True)
+    other = generate(model, None, [prompt], draft, max_new_tokens=32, ignore_eos=True)
+    assert one[0].ids == other[0].ids
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("spec", ["snapkv(budget=0.5, window=8)", "h2o(budget=0.4)", "adaptive(score=h2o, budget=0.4)",
+                                  "streaming_llm(slots=20)", "h2o(budget=0.4) + zip_cache", "recent_window(slots=9)"])  # fmt: skip
+def test_only_accepted_tokens_reach_the_cache(name, spec):
+    """The cache is what it is when the accepted tokens are fed in the same groups without any draft around them."""
+    if not there(spec):
+        pytest.skip("not written yet")
+    model, prompt = tiny(name), ids(1, 40)[0].tolist()
+    session, alone = Session(model, spec), Session(model, spec)
+    random, trees = adversary((), 40, 3), [Draft(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))]
+
+    @drafter
+    def guesses(seen, state: int | None) -> tuple[Draft, int]:
+        guess, state = random(seen, state)
+        trees.append(guess)
+        return guess, state
+
+    def agreeable(logits):
+        """Says what the newest tree drafted, so that much is accepted."""
+        out = logits.argmax(-1)
+        for token, parent in zip(trees[-1].tokens.flip(0), trees[-1].parents.flip(0), strict=True):
+            out[parent + 1] = token
+        return out
+
+    alone.read([prompt])
+    steps = speculate(session, prompt, guesses, agreeable)
+    pending, total = next(steps), 0
+    for _ in range(28):
+        tokens = next(steps)
+        group = torch.tensor(pending[-1:] + tokens[:-1])  # what this pass accepted: its root and its path
+        size = len(group)
+        alone.verify(group, torch.arange(size), torch.ones(size, size, dtype=torch.bool).tril())
+        alone.accept(torch.arange(size))
+        assert session.kept() == alone.kept()
+        assert session.cache.seen.tolist() == alone.cache.seen.tolist()
+        pending, total = tokens, total + size
+    for one, other in zip(session.cache.stores, alone.cache.stores, strict=True):
+        for x, y in zip(one.view(), other.view(), strict=True):
+            torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-3)
+        if isinstance(one.state, torch.Tensor):
+            torch.testing.assert_close(one.state, other.state, atol=1e-4, rtol=1e-3)
+    assert total > 64, "past the next decision"
+
+
+@pytest.mark.parametrize("shape", ["prompt_lookup", "right", "copies"])
+def test_sampling_keeps_the_distribution(shape):
+    """The first two tokens after a draft, drawn thousands of times with and without drafts."""
+    torch.manual_seed(0)
+    vocabulary, draws = 5, 700
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                         num_attention_heads=2, num_key_value_heads=1)).eval()  # fmt: skip
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.mul_(3)
+    prompt = [1, 2, 3, 1, 2]
+
+    @drafter
+    def guesses(seen, state: None) -> tuple[Draft, None]:
+        if shape == "right":  # a chain of what is likely
+            return Draft(torch.tensor([3, 1, 2]), torch.tensor([-1, 0, 1])), None
+        # Equal siblings with different children: each must not get a draw of its own.
+        tokens = torch.tensor([t for t in range(5)] * 2 + [0, 1, 2, 3, 4] + [3, 4, 0, 1, 2])
+        parents = torch.tensor([-1] * 10 + list(range(10)))
+        return Draft(tokens, parents), None
+
+    draft = parse("prompt_lookup") if shape == "prompt_lookup" else guesses
+    with torch.no_grad():
+        paths = {}
+
+        def after(text: tuple[int, ...]) -> torch.Tensor:
+            if text not in paths:
+                paths[text] = model(torch.tensor([[*prompt, *text]])).logits[0, -1].softmax(-1)
+            return paths[text]
+
+        expected = torch.stack([after(())[a] * after((a,)) for a in range(vocabulary)])
+    sampler = Sampler(1.0, 1.0, 7, 1)
+    found: Counter[tuple[int, ...]] = Counter()
+    session = Session(model)
+    with session.engaged():
+        for _ in range(draws):
+            session.cache = None
+            out: list[int] = []
+            for tokens in speculate(session, prompt, draft, lambda logits: sampler(logits, 0)):
+                out += tokens
+                if len(out) >= 2:
+                    break
+            found[tuple(out[:2])] += 1
+    observed = torch.tensor([found[(a, b)] for a in range(5) for b in range(5)], dtype=torch.double)
+    assert chisquare(observed, expected.flatten().double() * draws, sum_check=False).pvalue > 1e-3
