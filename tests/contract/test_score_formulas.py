@@ -149,6 +149,14 @@ def test_h2o(shape):
 
 
 @every_shape
+def test_vatp(shape):
+    seen = SHAPES[shape]()
+    want = accumulated(seen) * seen.values.abs().sum(-1).double()
+    want[seen.positions < 2] = math.inf
+    same(get("vatp")(sinks=2)(seen, None)[0], want, seen, 1e-5)
+
+
+@every_shape
 def test_keyformer(shape):
     seen = SHAPES[shape](generated=30)
     noise = gumbel(seen, 3)

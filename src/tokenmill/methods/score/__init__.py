@@ -8,3 +8,4 @@ from tokenmill.methods.score.knorm import knorm as knorm
 from tokenmill.methods.score.random_tokens import random_tokens as random_tokens
 from tokenmill.methods.score.snapkv import snapkv as snapkv
 from tokenmill.methods.score.tova import tova as tova
+from tokenmill.methods.score.vatp import vatp as vatp

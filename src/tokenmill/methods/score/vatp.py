@@ -1,0 +1,34 @@
+"""VATP: like H2O, but attention to a token counts only as much as its value is long.
+
+    s_t = |v_t|_1 * sum over every query q since t entered the cache of softmax_t(q k_t);  infinity for the `sinks`
+    a share `recent` of what stays is the newest tokens whatever their score, the rest the highest s
+
+Guo et al., "Attention Score is not All You Need for Token Importance Indicator in KV Cache Reduction: Value Also
+Matters", 2024.
+
+Differs: how many first tokens are safe as sinks is chosen here.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokenmill.method import method
+from tokenmill.ops.attention import received, wide
+from tokenmill.ops.select import protect
+from tokenmill.types import Trace
+
+
+@method(
+    title="Attention Score is not All You Need for Token Importance Indicator in KV Cache Reduction: Value Also Matters",
+    paper="arXiv:2406.12335",
+    year=2024,
+    needs=("all_queries",),
+    every=1,
+)
+def vatp(trace: Trace, state: Tensor | None, *, sinks: int = 4, recent: float = 0.5) -> tuple[Tensor, Tensor]:
+    # `recent` is spent by the keep method, which knows how many tokens stay: ops.budget.recent.
+    got = received(trace).float()  # (B, K, T)
+    total = got if state is None else state + got
+    length = wide(trace.values).norm(p=1, dim=-1)  # (B, K, T)
+    return protect(total * length, trace, sinks=sinks), total
