@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from tiny import tiny
 from tiny_tokenizer import tiny_tokenizer
-from tokenmill import catalog
+from tokenmill import catalog, cli
 from tokenmill.cli import app, split_budgets, split_specs
-from tokenmill.errors import SpecError
+from tokenmill.errors import SpecError, TokenmillError
 
 ROW = ("name", "verb", "title", "paper", "year", "differs", "needs", "summary")
 
@@ -323,3 +323,14 @@ def test_version_and_help():
 def test_the_script_is_installed():
     script = Path(sys.executable).parent / "tokenmill"
     assert os.access(script, os.X_OK)
+
+
+def test_a_recipe_file_is_read_and_its_mistakes_are_told(tmp_path):
+    good, bad, none = tmp_path / "recipe.toml", tmp_path / "bad.toml", tmp_path / "none.toml"
+    good.write_text('recipe = "h2o(budget=0.25)"\n')
+    bad.write_text("recipe =\n")
+    none.write_text('model = "smollm2"\n')
+    assert cli._recipe_in(good) == "h2o(budget=0.25)"
+    for path, said in ((bad, "is not TOML"), (none, "no line recipe"), (tmp_path / "gone.toml", "cannot read")):
+        with pytest.raises(TokenmillError, match=said):
+            cli._recipe_in(path)

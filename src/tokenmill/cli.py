@@ -139,6 +139,9 @@ def _reproduction(name: str, out: Path) -> str:
 def run(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
     recipe: Annotated[str, typer.Option(help="Such as 'snapkv(budget=0.25) + token_recycling'.")] = "full",
+    recipe_file: Annotated[
+        Path | None, typer.Option(help="The recipe.toml of a compare run; its recipe instead of --recipe.")
+    ] = None,
     model: Model = "smollm2",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 128,
     input: Before = None,
@@ -149,7 +152,7 @@ def run(
     text = _prompt(prompt, input)
     import tokenmill as tm
 
-    chosen = tm.recipe(recipe)
+    chosen = tm.recipe(recipe if recipe_file is None else _recipe_in(recipe_file))
     loaded, tokenizer = tm.load(model)
 
     def emit(row: int, piece: str) -> None:
@@ -167,6 +170,21 @@ def run(
     )
     print(flush=True)
     _report(out[0])
+
+
+def _recipe_in(path: Path) -> str:
+    """The recipe that a compare run wrote down."""
+    import tomllib
+
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")).get("recipe")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from None
+    if not isinstance(found, str):
+        raise InputError(f'{path} has no line recipe = "…"; compare writes such a file as recipe.toml')
+    return found
 
 
 @app.command()

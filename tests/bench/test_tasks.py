@@ -45,22 +45,20 @@ def test_needles_are_in_the_prompt_and_their_answer_is_scored(needles, seen):
         sample = build(task, index, 0, READER)
         prompt, tail = text(sample.prompt), text(sample.tail)
         answer = text([sample.tail[i] for i in sample.scored]).strip()
-        assert len(sample.prompt) == 700
-        assert prompt.count("The access code for ") == needles + seen
-        word = (prompt + tail).rsplit("The access code for ", 1)[1].split()[0]
-        assert f"The access code for {word} is {answer}." in prompt
-        assert (prompt + tail).endswith(f"The access code for {word} is {answer}")
-        assert not prompt.endswith(".") or seen or not prompt.endswith(f"{answer}.")
-        # The question is whole before the choice but for its last token, or wholly after it.
-        assert len(sample.tail) - len(sample.scored) == (
-            1 if seen else len(READER.ids("\n\nThe access code for  is" + word))
-        )
+        word = tail.rsplit("The access code for ", 1)[1].split()[0]
+        asked = f"What is the access code for {word}?"
+        assert prompt.count(" The access code for ") == needles
+        assert f" The access code for {word} is {answer}. " in prompt  # another sentence follows
+        assert tail.endswith(f" The access code for {word} is {answer}")
+        assert (asked in prompt, asked in tail) == (seen, not seen)
+        assert len(sample.prompt) == 700 + seen * len(READER.ids(f"\n\nQuestion: {asked}\nAnswer:"))
+        assert answer not in tail[: -len(answer)]
 
 
 def test_both_settings_ask_about_the_same_text():
     after, seen = (build(Task("n", "f", "needle", 1, 500, question_seen=s), 0, 0, READER) for s in (False, True))
-    code = text([after.tail[i] for i in after.scored])
-    assert code == text([seen.tail[i] for i in seen.scored])
+    assert after.prompt == seen.prompt[:500]
+    assert after.prompt + after.tail == seen.prompt + seen.tail
 
 
 def test_recall_scores_the_items_and_nothing_else():

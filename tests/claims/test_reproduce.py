@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tiny import tiny
 from tiny_tokenizer import tiny_tokenizer
 from tokenmill import catalog
 from tokenmill.bench.tasks import paragraphs
-from tokenmill.claims import reproduce
+from tokenmill.claims import papers, reproduce
 from tokenmill.claims.lab import Lab
 from tokenmill.claims.reproduce import PAPERS, run_claim
 from tokenmill.claims.verdict import Check, overall
@@ -22,7 +23,7 @@ from tokenmill.errors import InputError, SpecError, StoreError
 FIELDS = [
     "method", "title", "claim", "paper_figure", "measured", "baseline", "verdict", "why", "environment", "seeds",
 ]  # fmt: skip
-PAPERS_HERE = [name for name in catalog.methods() if catalog.find(name).title]
+CLAIMS = sorted(path.stem for path in Path(papers.__file__).parent.glob("[!_]*.py"))
 
 
 @pytest.fixture
@@ -104,8 +105,9 @@ def test_a_figure_that_is_not_a_number_is_left_out(lab):
     assert lab.figures == {}
 
 
-@pytest.mark.parametrize("name", PAPERS_HERE)
-def test_every_paper_has_a_claim(name):
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_is_complete_and_a_papers(name):
+    assert catalog.find(name).title
     claim = importlib.import_module(f"{PAPERS}.{name}")
     assert claim.CLAIM.endswith(".")
     assert claim.PAPER
@@ -121,6 +123,18 @@ def test_a_typo_is_answered_with_what_exists():
 def test_a_baseline_claims_nothing():
     with pytest.raises(InputError, match="random_tokens has no paper"):
         reproduce("random_tokens")
+
+
+def test_a_method_without_a_claim_is_said(tiny_model, tmp_path, monkeypatch):
+    module = importlib.import_module("tokenmill.claims.reproduce")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda n: None if n.endswith("tova") else found(n))
+    with pytest.raises(InputError, match=r"no claim is written yet for tova; add claims/papers/tova\.py"):
+        reproduce("tova")
+    console = Console(record=True, file=open("/dev/null", "w"), width=200)  # noqa: SIM115
+    made = reproduce(["tova", "keyformer"], out=tmp_path, quick=True, seeds=1, console=console)
+    assert [path.stem for path in made] == ["keyformer"]
+    assert "no claim is written yet for tova" in console.export_text()
 
 
 def test_a_verb_without_methods_is_said():

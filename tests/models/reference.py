@@ -39,7 +39,9 @@ def _turn(x: torch.Tensor, by: torch.Tensor, frequencies: torch.Tensor) -> torch
     """Rotate (..., D) by (...) positions: complex numbers, so that it shares nothing with the engine's way."""
     half = frequencies.shape[0]
     pairs = torch.complex(x[..., :half].double(), x[..., half : 2 * half].double())
-    turned = pairs * torch.polar(torch.ones_like(by, dtype=torch.float64)[..., None], by[..., None] * frequencies.double())
+    turned = pairs * torch.polar(
+        torch.ones_like(by, dtype=torch.float64)[..., None], by[..., None] * frequencies.double()
+    )
     return torch.cat([turned.real.to(x), turned.imag.to(x), x[..., 2 * half :]], -1)
 
 
@@ -52,7 +54,9 @@ def _attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
         logits = query @ key.repeat_interleave(groups, 1).mT * scaling  # (1, H, Q, T)
     else:
         query = _turn(query, layer.query_shift, layer.frequencies)
-        met = _turn(key[0, :, None].expand(-1, query.shape[2], -1, -1), layer.key_shift, layer.frequencies)  # (K, Q, T, D)
+        met = _turn(
+            key[0, :, None].expand(-1, query.shape[2], -1, -1), layer.key_shift, layer.frequencies
+        )  # (K, Q, T, D)
         logits = torch.einsum("bhqd,hqtd->bhqt", query, met.repeat_interleave(groups, 0)) * scaling
     logits = logits.masked_fill(~layer.sees.repeat_interleave(groups, 0), float("-inf"))
     out = logits.softmax(-1) @ value.repeat_interleave(groups, 1)

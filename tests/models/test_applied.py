@@ -6,19 +6,26 @@ import hashlib
 
 import pytest
 import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    pipeline,
+)
+
+from models.test_engine import evicting, runs_on, there
+from models.test_parts import real_bytes
 from tiny import ARCHITECTURES, ids, tiny
 from tiny_tokenizer import tiny_tokenizer
-from transformers import BertConfig, BertForMaskedLM, DynamicCache, LlamaConfig, LlamaForCausalLM, T5Config
-from transformers import T5ForConditionalGeneration, pipeline
-
 from tokenmill import catalog
 from tokenmill.errors import InputError, ModelError, RecipeError, TokenmillError
 from tokenmill.models.apply import applied
 from tokenmill.models.lanes import SLACK
 from tokenmill.run.session import Session
-
-from models.test_engine import evicting, runs_on, there
-from models.test_parts import real_bytes
 
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "use_cache": True}
 
@@ -157,8 +164,17 @@ def test_several_turns_with_generate(name):
     assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("spec", ["h2o(budget=0.4)", "adaptive(score=tova, budget=0.4)", "snapkv(budget=0.5) + zip_cache",
-                                  "mini_cache", "streaming_llm(slots=12)", "lazy_llm(budget=0.5)"])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "h2o(budget=0.4)",
+        "adaptive(score=tova, budget=0.4)",
+        "snapkv(budget=0.5) + zip_cache",
+        "mini_cache",
+        "streaming_llm(slots=12)",
+        "lazy_llm(budget=0.5)",
+    ],
+)
 def test_beams_that_are_one_beam(spec):
     """Rows that are re-ordered keep their own tokens: each beam's later logits are those of the text it holds."""
     if not there(spec):
@@ -171,16 +187,20 @@ def test_beams_that_are_one_beam(spec):
     index = torch.tensor([3, 3, 0, 1])
     moved = session.fork()
     moved.cache.reorder_cache(index)
-    assert [[layer[r] for layer in moved.kept()] for r in range(4)] == [[layer[i] for layer in session.kept()] for i in index]
+    assert [[layer[r] for layer in moved.kept()] for r in range(4)] == [
+        [layer[i] for layer in session.kept()] for i in index
+    ]
     for turn in (ids(4, 1, 2), ids(4, 5, 3), ids(4, 1, 4)):
         got, own = moved.read(turn[index]), session.read(turn)
         torch.testing.assert_close(got, own[index], atol=1e-4, rtol=0)
     repeated = session.fork()
     repeated.cache.batch_repeat_interleave(2)
     torch.testing.assert_close(
-        repeated.read(ids(8, 1, 6)[:4].repeat_interleave(2, 0)), session.read(ids(8, 1, 6)[:4]).repeat_interleave(2, 0),
-        atol=1e-4, rtol=0,
-    )  # fmt: skip
+        repeated.read(ids(8, 1, 6)[:4].repeat_interleave(2, 0)),
+        session.read(ids(8, 1, 6)[:4]).repeat_interleave(2, 0),
+        atol=1e-4,
+        rtol=0,
+    )
     with applied(model, spec):
         assert model.generate(rows[:2], num_beams=3, max_new_tokens=6, **GREEDY).shape == (2, 36)
 
@@ -245,9 +265,20 @@ def test_crop_is_refused_where_tokens_are_gone():
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
-@pytest.mark.parametrize("spec", [None, *evicting(0.25), "pyramid(score=knorm, budget=0.25)",
-                                  "h2o(budget=0.25) + zip_cache", "mini_cache", "token_select(budget=0.25)",
-                                  "lazy_llm(budget=0.25)", "streaming_llm(slots=50)", "snapkv(budget=0.25) + d3(alpha=0.9)"])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        None,
+        *evicting(0.25),
+        "pyramid(score=knorm, budget=0.25)",
+        "h2o(budget=0.25) + zip_cache",
+        "mini_cache",
+        "token_select(budget=0.25)",
+        "lazy_llm(budget=0.25)",
+        "streaming_llm(slots=50)",
+        "snapkv(budget=0.25) + d3(alpha=0.9)",
+    ],
+)
 def test_bytes_are_what_is_held(name, spec):
     model = tiny(name)
     if spec and not (there(spec) and runs_on(spec, model)):
@@ -309,8 +340,16 @@ def test_errors_say_what_to_do():
     with torch.no_grad():
         model(prompt, past_key_values=filled)
     torch.manual_seed(0)
-    two_layers = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
-                                              num_attention_heads=6, num_key_value_heads=2))  # fmt: skip
+    two_layers = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=97,
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+        )
+    )
     with torch.no_grad(), pytest.raises(RecipeError, match=r"inside tokenmill.applied"):
         model(prompt, past_key_values=cache)
 
@@ -320,8 +359,9 @@ def test_errors_say_what_to_do():
 
     padded = torch.ones(2, 8, dtype=torch.long)
     padded[1] = 0
-    bert = BertForMaskedLM(BertConfig(vocab_size=97, hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
-                                      intermediate_size=24))  # fmt: skip
+    bert = BertForMaskedLM(
+        BertConfig(vocab_size=97, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    )
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=97, d_model=24, d_kv=12, d_ff=24, num_layers=1, num_heads=2))
     cases = [
         (lambda: under(input_ids=prompt[:, :0]), InputError, "at least one token"),

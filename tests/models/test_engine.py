@@ -6,6 +6,8 @@ from functools import cache
 
 import pytest
 import torch
+
+from models import reference
 from tiny import ARCHITECTURES, ids, tiny
 from tokenmill import catalog
 from tokenmill.errors import RecipeError
@@ -14,8 +16,6 @@ from tokenmill.models.architectures import decoder_of
 from tokenmill.models.plan import plan_of
 from tokenmill.run.session import Session
 from tokenmill.types import Trace
-
-from models import reference
 
 TURNS = (44, 9, *[1] * 4)  # a prompt past the window of 24, a turn of several tokens, single steps
 
@@ -209,7 +209,7 @@ def test_the_first_decision_is_the_methods_own(spec):
         decoder = decoder_of(model)
         plan = plan_of(recipe(spec), decoder)
         session = Session(model, spec)
-        # What a layer is shown depends on what the layers below attended to: nothing was evicted before the prompt's end.
+        # What layers are shown depends on what those below attended to: nothing is evicted before the prompt ends.
         session.read(text)
         reference.logits(model, text, layers)
         at = torch.arange(50)
@@ -256,7 +256,7 @@ def test_renumbering_goes_past_the_models_context():
         assert torch.isfinite(session.read(token.view(1, 1))).all()
         seen.append(int(session.cache.seen[0] - session.cache.shift[0][0]))
     assert session.cache.seen.tolist() == [700]
-    assert 700 > model.config.max_position_embeddings
+    assert model.config.max_position_embeddings < 700
     assert max(seen) <= 16 + 64, "positions in the cache stay small"
 
 
@@ -268,8 +268,12 @@ def everything() -> list[str]:
     found = evicting()
     found += [f"{n}(budget=0.5)" for n in catalog.methods("keep") if get(n).card.acts != "cache"]
     found += [n for verb in ("merge", "quantize", "skip") for n in catalog.methods(verb)]
-    pairs = ["h2o(budget=0.3) + zip_cache", "adaptive(score=snapkv(window=8), budget=0.4) + zip_cache",
-             "snapkv(budget=0.3) + d3(alpha=0.98)", "streaming_llm(slots=12)"]  # fmt: skip
+    pairs = [
+        "h2o(budget=0.3) + zip_cache",
+        "adaptive(score=snapkv(window=8), budget=0.4) + zip_cache",
+        "snapkv(budget=0.3) + d3(alpha=0.98)",
+        "streaming_llm(slots=12)",
+    ]
     return found + [p for p in pairs if there(p)]
 
 

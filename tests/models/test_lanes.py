@@ -50,7 +50,9 @@ def test_random_traffic(seed, drop, padded):
         at += real.sum(-1)
         for b in range(rows):
             for k in range(heads):
-                model.lanes[b][k] += [(int(positions[b, i]), keys[b, k, i], values[b, k, i]) for i in range(new) if real[b, i]]
+                model.lanes[b][k] += [
+                    (int(positions[b, i]), keys[b, k, i], values[b, k, i]) for i in range(new) if real[b, i]
+                ]
         model.same(lanes)
         if torch.rand(1, generator=g) < 0.4:
             n = lanes.n

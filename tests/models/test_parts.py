@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import ids, tiny
 
+from tiny import ids, tiny
+from tokenmill.method import parse, recipe
 from tokenmill.models.cache import MillCache, Store
 from tokenmill.models.lanes import Lanes, compact
 from tokenmill.models.parts import Packed, Shared
-from tokenmill.method import parse, recipe
 from tokenmill.run.session import Session
 from tokenmill.types import Bits, Merge
 
@@ -156,7 +156,12 @@ def test_a_pair_is_still_shared_after_reordering():
     assert real_bytes(session.cache.stores) <= session.cache.nbytes + 2048
 
 
-SPECS = ["zip_cache", "h2o(budget=0.4) + zip_cache", "adaptive(score=snapkv(window=8), budget=0.4) + zip_cache", "mini_cache"]
+SPECS = [
+    "zip_cache",
+    "h2o(budget=0.4) + zip_cache",
+    "adaptive(score=snapkv(window=8), budget=0.4) + zip_cache",
+    "mini_cache",
+]
 
 
 @pytest.mark.parametrize("spec", SPECS)

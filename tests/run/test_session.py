@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, ids, tiny
 
+from models import reference
+from models.test_engine import everything, runs_on, there
+from models.test_parts import real_bytes
+from tiny import ARCHITECTURES, ids, tiny
 from tokenmill.errors import InputError, ModelError, RecipeError
 from tokenmill.method import method
 from tokenmill.models import engine
 from tokenmill.run.session import Session, pad_left, read_once
 from tokenmill.types import Depth, Step
 
-from models import reference
-from models.test_engine import everything, runs_on, there
-from models.test_parts import real_bytes
-
-PAIRS = ["adaptive(score=h2o, budget=0.3)", "pyramid(score=keydiff, budget=0.3)", "snapkv(budget=0.5, window=4) + mini_cache"]
+PAIRS = [
+    "adaptive(score=h2o, budget=0.3)",
+    "pyramid(score=keydiff, budget=0.3)",
+    "snapkv(budget=0.5, window=4) + mini_cache",
+]
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral", "gemma3", "gpt2"])
 def test_one_reading_for_all_is_a_reading_for_each(name):
     model, rows = tiny(name), [ids(1, n, n)[0].tolist() for n in (50, 31, 2)]
-    specs = [s for s in [*everything(), *filter(there, PAIRS[:2]), "h2o(budget=0.5)", None] if s is None or runs_on(s, model)]
+    specs = [
+        s for s in [*everything(), *filter(there, PAIRS[:2]), "h2o(budget=0.5)", None] if s is None or runs_on(s, model)
+    ]
     reading = read_once(model, rows, specs)
     for spec in specs:
         shared, own = reading.session(spec), Session(model, spec)
@@ -31,7 +36,9 @@ def test_one_reading_for_all_is_a_reading_for_each(name):
         assert shared.stats.cache_bytes <= own.stats.cache_bytes + 4096, spec
         for step in range(4):
             turn = ids(3, 5 if step == 2 else 1, step)
-            torch.testing.assert_close(shared.read(turn), own.read(turn), atol=1e-4, rtol=0, msg=lambda m, s=spec: f"{s}: {m}")
+            torch.testing.assert_close(
+                shared.read(turn), own.read(turn), atol=1e-4, rtol=0, msg=lambda m, s=spec: f"{s}: {m}"
+            )
         assert shared.kept() == own.kept(), spec
         for one, other in zip(shared.cache.stores, own.cache.stores, strict=True):
             assert one.fresh == other.fresh, spec
@@ -93,7 +100,7 @@ def test_forks_share_nothing_that_changes(spec):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("fill", ["carry", "missing"])
 def test_skipped_layers(name, fill):
-    """The prompt in all layers, what comes later in the first and the last: equal to a reference that lacks the others."""
+    """The prompt in all layers, what comes later in the first and the last: as a reference that lacks the others."""
 
     @method(title="", verb="skip")
     def ends(step: Step) -> Depth:

@@ -18,7 +18,7 @@ from tokenmill.errors import RecipeError, SpecError, TokenmillError
 from tokenmill.method import Method, Recipe, parse, recipe
 
 _CACHE = (
-    "full random_tokens recent_window streaming_llm knorm keydiff tova snapkv expected_attention h2o keyformer "
+    "full random_tokens recent_window streaming_llm knorm keydiff tova snapkv expected_attention h2o vatp keyformer "
     "pyramid(score=snapkv) adaptive(score=snapkv) token_select lazy_llm mini_cache zip_cache"
 )
 CACHE_METHODS = tuple(_CACHE.split())

@@ -1,8 +1,8 @@
 """What `compare cache` asks a model to do: real text, deterministic by seed, and tasks the untouched model can do.
 
 Every task has one shape. A *prompt* is read; the recipe decides what stays of it; then a *tail* is read, in
-blocks, and some of its tokens are scored against what the model predicts for them. The tail begins with the
-last token of the question (or text), so every scored token is predicted from the cache that was decided on.
+blocks, and some of its tokens are scored against what the model predicts for them. The first token of the tail
+is never scored, so every scored token is predicted from the cache that was decided on.
 Scoring the given answer in one pass is exact: all its tokens are right if and only if greedy decoding writes it.
 """
 
@@ -272,26 +272,29 @@ def build(task: Task, index: int, seed: int, reader: Reader, own: Sequence[list[
 
 
 def _needle(task: Task, index: int, key: str, reader: Reader) -> Sample:
-    # One key for both settings: the same text and needle, asked after the choice or before it.
+    """Facts hidden in text, and a question about one of them. Both settings have the same text, needles and question.
+
+    The opening of the answer is always read after the choice: before it, nothing has looked at the code yet, so a
+    method must know from the question alone what will be asked for.
+    """
     rng = random.Random(key)
     words = rng.sample(WORDS, task.needles)
     codes = rng.sample(range(1000, 10000), task.needles)
     facts = [reader.ids(f" The access code for {w} is {c}.") for w, c in zip(words, codes, strict=True)]
-    question = reader.ids(f"\n\nThe access code for {words[0]} is")
-    answer = reader.ids(f"\n\nThe access code for {words[0]} is {codes[0]}")[len(question) :]
-    held_back = 1 if task.question_seen else len(question)
-    room = task.length - len(reader.prefix) - sum(map(len, facts)) - (len(question) - held_back)
-    text = reader.stretch(sentences(key), room)
-    # Each fact stands between two sentences, anywhere but at the very end, where a window would see it.
-    for place, fact in sorted(
-        zip(rng.sample(range(max(len(text), task.needles)), task.needles), facts, strict=True), reverse=True
-    ):
+    question = reader.ids(f"\n\nQuestion: What is the access code for {words[0]}?\nAnswer:")
+    opening = reader.ids(f" The access code for {words[0]} is")
+    answer = reader.ids(f" The access code for {words[0]} is {codes[0]}")[len(opening) :]
+    text = reader.stretch(sentences(key), task.length - len(reader.prefix) - sum(map(len, facts)))
+    # Each fact stands before another sentence of the text, never at its very end, where any window would hold it.
+    places = rng.sample(range(max(len(text), task.needles)), task.needles)
+    for place, fact in sorted(zip(places, facts, strict=True), reverse=True):
         text.insert(place, fact)
-    context = reader.prefix + [i for sentence in text for i in sentence]
-    whole = context + question
-    cut = len(whole) - held_back
-    tail = whole[cut:] + answer
-    return Sample(task, index, whole[:cut], tail, list(range(held_back, len(tail))))
+    prompt = reader.prefix + [i for sentence in text for i in sentence]
+    tail = opening + answer
+    if task.question_seen:
+        return Sample(task, index, prompt + question, tail, list(range(len(opening), len(tail))))
+    tail = question + tail
+    return Sample(task, index, prompt, tail, list(range(len(tail) - len(answer), len(tail))))
 
 
 def _recall(task: Task, index: int, key: str, reader: Reader) -> Sample:

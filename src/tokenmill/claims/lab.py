@@ -12,12 +12,16 @@ from typing import Any, Literal, Protocol, cast
 import torch
 
 from tokenmill.bench.figures import FLOOR
-from tokenmill.bench.measure import Engine, Trial
+from tokenmill.bench.measure import Engine, Trial, follow, follow_singly, judge, walks
 from tokenmill.bench.tasks import TAIL_ROOM, Reader, Sample, Task, build
-from tokenmill.claims.verdict import Check, check, mean
+from tokenmill.claims.verdict import NEAR, Check, check, mean
+from tokenmill.errors import ModelError
 from tokenmill.method import Method, Recipe
 from tokenmill.method import recipe as as_recipe
 from tokenmill.run import session as engine
+
+COPIED = 1.0  # nats a token
+MISSED = 0.1  # share of answers
 
 Spec = str | Method | Recipe | None
 Column = tuple[str, list[float]]
@@ -85,7 +89,8 @@ class Lab:
     def columns(self, samples: Sequence[Sample], specs: Sequence[Spec], quantity: str) -> dict[str, list[float]]:
         """Each spec's figure for each sample, by the spec's text; the untouched model is "full".
 
-        The bytes each held after the prompt, relative to the untouched model, come along as "SPEC bytes".
+        The bytes each held after the prompt, relative to the untouched model, come along as "SPEC bytes"; for
+        needles, whether greedy decoding would write the whole answer, 1 or 0, as "SPEC recalled".
         """
         recipes = list(dict.fromkeys(as_recipe(s) for s in (None, *specs)))
         out: dict[str, list[float]] = {}
@@ -94,14 +99,17 @@ class Lab:
             trial = Trial(cast(Engine, engine), self.model, sample, recipes)
             whole = 0
             for recipe in recipes:
-                cell = trial.cell(recipe)
-                whole = whole or cell["bytes"]
-                score = float("nan") if cell["score"] is None else cell["score"]
-                out.setdefault(repr(recipe), []).append(score)
-                out.setdefault(f"{recipe!r} bytes", []).append(cell["bytes"] / whole)
-        for name, values in out.items():
-            spec, _, unit = name.partition(" bytes") if name.endswith(" bytes") else (name, "", quantity)
-            self.note(spec, unit or "share of the untouched cache's bytes", values)
+                held, logits = _asked(trial, recipe)
+                whole = whole or held
+                out.setdefault(repr(recipe), []).append(_judged(sample, logits, trial.tail))
+                out.setdefault(f"{recipe!r} bytes", []).append(held / whole)
+                if sample.task.kind == "needle":
+                    exact = replace(sample, task=replace(sample.task, measure="exact"))
+                    out.setdefault(f"{recipe!r} recalled", []).append(_judged(exact, logits, trial.tail))
+        for recipe in recipes:
+            self.note(repr(recipe), quantity, out.get(repr(recipe), []))
+            self.note(repr(recipe), f"{quantity}: share recalled", out.get(f"{recipe!r} recalled", []))
+            self.note(repr(recipe), "share of the untouched cache's bytes", out.get(f"{recipe!r} bytes", []))
         return out
 
     def note(self, spec: str, quantity: str, values: Sequence[float]) -> None:
@@ -134,6 +142,12 @@ class Lab:
             found.append(check(what, *pair, better, margin=margin, lacking=lacking))
         return found
 
+    def recalls(self, what: str, columns: Mapping[str, list[float]], method: Spec, *, lacking: str = "") -> list[Check]:
+        """The method recalls as the untouched model does, but for less than MISSED of the answers."""
+        recalled = {name.removesuffix(" recalled"): v for name, v in columns.items() if name.endswith(" recalled")}
+        what = f"{what} against the whole cache, share of answers recalled"
+        return self.compare(what, recalled, method, None, better="higher", margin=MISSED, lacking=lacking)
+
     def above(self, what: str, method: Column, number: float) -> Check:
         """The method against a plain number that its figure must exceed."""
         return check(what, method, ("required", [number] * len(method[1])), "higher")
@@ -150,10 +164,44 @@ class Lab:
             return ""
         return f"the untouched model itself needs {nats:.2f} nats a token for the answer (at most {most:.2f} count)"
 
+    def copied(self, columns: Mapping[str, list[float]], method: Spec) -> None:
+        """A reason that text columns may hold: most of what a method loses, it loses where text repeats itself.
+
+        Below COPIED nats a token the untouched model is copying from earlier in the prompt.
+        """
+        mine, full = columns.get(repr(as_recipe(method)), []), columns.get("full", [])
+        lost = [a - b for a, b in zip(mine, full, strict=True)]
+        copies = [loss for loss, nats in zip(lost, full, strict=True) if nats < COPIED]
+        rest = [loss for loss, nats in zip(lost, full, strict=True) if nats >= COPIED]
+        self.because(
+            bool(copies and rest) and sum(copies) > sum(lost) / 2 and mean(copies) > NEAR,
+            f"{len(copies)} of {len(lost)} texts repeat an earlier passage (the untouched model needs under {COPIED:g} "
+            f"nats a token there): they cost {mean(copies or [0]):+.2f} nats, the others {mean(rest or [0]):+.2f}",
+        )
+
     def because(self, condition: bool, text: str) -> None:
         """A reason found in the numbers: told if the condition, computed from them, is true."""
         if condition:
             self.reasons.append(text)
+
+
+def _asked(trial: Trial, recipe: Recipe) -> tuple[int, torch.Tensor | None]:
+    """The bytes the recipe keeps of the sample's prompt, and the predictions of its tail; None if they broke."""
+    session = trial.prompt.session(recipe)
+    held = int(session.stats.cache_bytes)
+    try:
+        if walks(recipe):
+            return held, follow_singly(session, trial.tail, trial.sample.scored[0])
+        return held, follow(session, trial.tail, trial.sample.task.block)
+    except ModelError:
+        if not recipe.methods:
+            raise
+        return held, None
+
+
+def _judged(sample: Sample, logits: torch.Tensor | None, tail: torch.Tensor) -> float:
+    figure = None if logits is None else judge(sample, logits, tail)
+    return float("nan") if figure is None else figure
 
 
 def environment(model: Any, quick: bool) -> dict[str, Any]:

@@ -38,11 +38,13 @@ def reproduce(
     Baselines without a paper claim nothing: they are left out, or refused when nothing else is asked for.
     Raises SpecError for a name that does not exist, InputError for what has no claim.
     """
-    wanted = _with_claims(_expanded([names] if isinstance(names, str) else list(names)))
+    wanted, missing = _with_claims(_expanded([names] if isinstance(names, str) else list(names)))
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, not {seeds}")
     folder = Path(out) if out is not None else Path("reproductions")
     console = console or Console()
+    if missing:
+        console.print(f"no claim is written yet for {', '.join(missing)}; the others are run", highlight=False)
     network, tokenizer = load(model)
     written, rows = [], []
     columns = (
@@ -123,7 +125,8 @@ def _expanded(names: list[str]) -> list[str]:
     return list(out)
 
 
-def _with_claims(names: list[str]) -> list[str]:
+def _with_claims(names: list[str]) -> tuple[list[str], list[str]]:
+    """Those that have a claim, and papers whose claim is not written yet."""
     papers = [name for name in names if catalog.find(name).title]
     if not papers:
         told = ", ".join(names) if names else "this verb has no methods yet:"
@@ -131,7 +134,7 @@ def _with_claims(names: list[str]) -> list[str]:
     missing = [name for name in papers if importlib.util.find_spec(f"{PAPERS}.{name}") is None]
     if missing and len(missing) == len(papers):
         raise InputError(f"no claim is written yet for {', '.join(missing)}; add claims/papers/{missing[0]}.py")
-    return [name for name in papers if name not in missing]
+    return [name for name in papers if name not in missing], missing
 
 
 def _write(folder: Path, made: Reproduction) -> Path:

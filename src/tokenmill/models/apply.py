@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -107,7 +108,8 @@ class Engine:
         cache.generated += positions.shape[1] == 1
         cache.token_layers = sum(own.token_layers for own in cache.rows)
         cache.peak = max(cache.peak, cache.nbytes)
-        return hidden.expand(-1, positions.shape[1], -1)
+        # Tokens that were dropped on the way have no final state: nobody may mistake another's for theirs.
+        return F.pad(hidden, (0, 0, positions.shape[1] - 1, 0), value=torch.nan)
 
     def _cache(self, past: Any) -> MillCache:
         if past is None or (not isinstance(past, MillCache) and past.get_seq_length() == 0):

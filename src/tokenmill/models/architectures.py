@@ -79,7 +79,8 @@ def _llama_like(model: Any, base: Any, config: Any, kind: str) -> Decoder:
     count = config.num_hidden_layers
     types: list[str] = list(getattr(config, "layer_types", None) or ["full_attention"] * count)
     other = set(types) - {"full_attention", "sliding_attention"}
-    if other or getattr(config, "num_kv_shared_layers", 0):
+    shared = getattr(config, "num_kv_shared_layers", 0)
+    if other or shared:
         what = ", ".join(sorted(map(str, other))) or "shared keys and values"
         raise ModelError(f"'{kind}' has layers of type {what}; only full and sliding-window attention are supported")
     window = getattr(config, "sliding_window", None)

@@ -79,7 +79,9 @@ class Store:
         if isinstance(self.state, Tensor):
             self.state = compact(self.state, mask)
         if self.parts:
-            filled = self._side_by_side() >= 0  # (B, K, T): parts and lanes as they lie, where mask has empty slots last
+            filled = (
+                self._side_by_side() >= 0
+            )  # (B, K, T): parts and lanes as they lie, where mask has empty slots last
             where = (filled.cumsum(-1) - 1).clamp(min=0)
             mask = mask.gather(2, where) & filled
         masks = mask.split([part.positions.shape[2] for part in self.parts] + [self.lanes.n], 2)

@@ -82,8 +82,7 @@ class Pass:
                 self.store_only = True
                 normed = getattr(layer, self.decoder.input_norm)(hidden)
                 self._call(getattr(layer, self.decoder.attention), normed, angles[key])
-                self.counted = False  # this pass's tokens are in cache.generated already
-        self.store_only = False
+                self.store_only = False
         return self.decoder.final_norm(hidden)
 
     def _call(self, module: Any, hidden: Tensor, angles: Any) -> Any:
@@ -323,6 +322,7 @@ class Pass:
         assert plan.watcher is not None
         store.fresh += self.new
         due = self.prompt or store.fresh >= plan.every
+        scores: Tensor | None
         if plan.watcher.stateful:
             trace = self._trace(layer, store.view(), queries, self.positions, scale)
             scores, store.state = plan.score(trace, store.state)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SLACK = 64
+SLACK = 32
 
 View = tuple[Tensor, Tensor, Tensor]  # keys (B, K, T, D), values (B, K, T, D), positions (B, K, T), -1 = empty
 

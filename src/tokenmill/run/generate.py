@@ -82,6 +82,8 @@ def generate(
     """
     wanted = as_recipe(recipe)
     rows = _encoded(tokenizer, [prompts] if isinstance(prompts, str) else prompts)
+    if tokenizer is None and (stop or on_text is not None):
+        raise InputError("stop strings and on_text need the text, and there is no tokenizer; give the model's")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     _refuse_too_long(model, wanted, rows, max_new_tokens)
@@ -147,7 +149,8 @@ class _Writer:
             self.done[row] = token in self.ends or len(self.ids[row]) >= self.limit or self._stopped(row)
         if self.on_text is not None:
             text = self.text(row)
-            whole = text if self.done[row] else text.rstrip("\ufffd")  # wait for the rest of a character
+            # Wait for the rest of a character, and of what may become a stop string.
+            whole = text if self.done[row] else self._certain(text.rstrip("\ufffd"))
             if len(whole) > len(self.shown[row]):
                 self.on_text(row, whole[len(self.shown[row]) :])
                 self.shown[row] = whole
@@ -159,6 +162,10 @@ class _Writer:
         text = self.tokenizer.decode(ids) if self.tokenizer is not None else ""
         found = [text.find(s) for s in self.stop if s in text]
         return text[: min(found)] if found else text
+
+    def _certain(self, text: str) -> str:
+        begun = max((n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        return text[: len(text) - begun]
 
     def _stopped(self, row: int) -> bool:
         if not self.stop:
@@ -176,6 +183,8 @@ def _encoded(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
         prompts = [prompts] if prompts and isinstance(prompts[0], int) else prompts
     rows = []
     for number, prompt in enumerate(prompts):
+        if isinstance(prompt, str) and tokenizer is None:
+            raise InputError("the prompt is text and there is no tokenizer; give the model's, or token ids")
         ids = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise InputError(f"prompt {number} is empty; give at least one token")
@@ -196,7 +205,8 @@ def _refuse_too_long(model: Any, recipe: Recipe, rows: list[list[int]], new: int
     vocabulary = model.get_input_embeddings().weight.shape[0]
     for row in rows:
         if max(row) >= vocabulary or min(row) < 0:
-            raise InputError(f"token id {max(row)} is outside the model's vocabulary of {vocabulary}")
+            wrong = min(row) if min(row) < 0 else max(row)
+            raise InputError(f"token id {wrong} is outside the model's vocabulary of {vocabulary}")
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:

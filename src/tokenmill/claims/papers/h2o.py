@@ -29,7 +29,8 @@ def without_heavy_hitters(trace: Trace, state: Tensor | None) -> tuple[Tensor, T
 def measure(lab: Lab) -> list[Check]:
     rivals = ["recent_window(budget=0.2)", "random_tokens(budget=0.2)"]
     deleted, lot = without_heavy_hitters(budget=0.8), "random_tokens(budget=0.8)"
-    nats = lab.columns(lab.text(), ["h2o(budget=0.2)", *rivals, deleted, lot], "nats a token of real text")
+    nats = lab.columns(lab.text(each=6), ["h2o(budget=0.2)", *rivals, deleted, lot], "nats a token of real text")
+    lab.copied(nats, "h2o(budget=0.2)")
     return [
         *lab.compare("20 % of the cache, nats a token", nats, "h2o(budget=0.2)", rivals),
         *lab.compare("20 % against the whole cache, nats a token", nats, "h2o(budget=0.2)", None, margin=NEAR),

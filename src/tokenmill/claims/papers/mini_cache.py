@@ -40,7 +40,7 @@ def plain_average(lower: Trace, upper: Trace) -> Merge | None:
 
 
 def measure(lab: Lab) -> list[Check]:
-    samples = lab.text()
+    samples = lab.text(each=6)
     held = lab.columns(samples[:1], ["mini_cache"], "nats a token of real text").get("mini_cache bytes", [1.0])[0]
     evicting = f"h2o(budget={min(1.0, held):.2f})"  # as many bytes
     nats = lab.columns(samples, ["mini_cache", plain_average, evicting], "nats a token of real text")

@@ -20,7 +20,8 @@ from tokenmill.types import Trace
 
 
 @method(
-    title="Attention Score is not All You Need for Token Importance Indicator in KV Cache Reduction: Value Also Matters",
+    title="Attention Score is not All You Need for Token Importance Indicator in KV Cache Reduction: "
+    "Value Also Matters",
     paper="arXiv:2406.12335",
     year=2024,
     needs=("all_queries",),
