@@ -117,7 +117,7 @@ class Bits:
 class Step:
     """One forward pass, as a depth method sees it before the pass begins."""
 
-    position: int  # absolute position of the first new token
+    position: int  # absolute position of the newest token, in the longest row
     generated: int  # tokens generated so far, those of this pass included; 0 = the prompt is being read
     layers: int
 

@@ -22,6 +22,9 @@ from tokenmill.run import session as engine
 
 COPIED = 1.0  # nats a token
 MISSED = 0.1  # share of answers
+# SnapKV's windows for needles: as many queries as the question has, pooled as widely as the fact, whose digits are a
+# token each here and are looked at one after the other.
+FITTED = "snapkv(window=8, kernel=13)"
 
 Spec = str | Method | Recipe | None
 Column = tuple[str, list[float]]

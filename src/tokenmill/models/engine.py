@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tokenmill.errors import ModelError
 from tokenmill.models.architectures import Decoder
 from tokenmill.models.cache import MillCache, Store
 from tokenmill.models.lanes import SLACK, Lanes, View, compact
@@ -459,6 +460,9 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
     current = kwargs.pop("tokenmill", None)
     if current is None:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+    for extra in ("softcap", "s_aux"):
+        if kwargs.get(extra) is not None:
+            raise ModelError(f"this model's attention has {extra}, which the engine does not compute")
     out = current.attend(module.layer_idx, query, key, value, kwargs.get("scaling") or query.shape[-1] ** -0.5)
     return out.transpose(1, 2).contiguous(), None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenmill.claims.lab import Lab
+from tokenmill.claims.lab import FITTED, Lab
 from tokenmill.claims.verdict import Check
 
 CLAIM = (
@@ -15,8 +15,7 @@ BEYOND = "models with more key/value heads a layer to share among"
 
 def measure(lab: Lab) -> list[Check]:
     share = 0.12
-    score = "snapkv(window=8)"  # as long as the question
-    mine, rival = (f"{spend}(score={score}, budget={share})" for spend in ("adaptive", "top"))
+    mine, rival = (f"{spend}(score={FITTED}, budget={share})" for spend in ("adaptive", "top"))
     checks = []
     for seen in (True, False):
         when = "seen" if seen else "asked later"

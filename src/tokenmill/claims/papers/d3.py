@@ -70,8 +70,8 @@ def measure(lab: Lab) -> list[Check]:
     early, late = (_half(lab, samples, late) for late in (False, True))
     lab.because(
         bool(early) and fmean(late) > fmean(early),
-        f"the paper's premise does not hold here: later tokens are not easier, {fmean(late or [0]):.2f} nats a token in "
-        f"the second half against {fmean(early or [0]):.2f} in the first",
+        f"the paper's premise does not hold here: later tokens are not easier, {fmean(late or [0]):.2f} nats a token "
+        f"in the second half against {fmean(early or [0]):.2f} in the first",
     )
     what = f"{means[mine]:.1f} of {layers} layers on average, nats a token"
     return [

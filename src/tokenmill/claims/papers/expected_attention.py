@@ -19,7 +19,7 @@ def measure(lab: Lab) -> list[Check]:
     half = "expected_attention(budget=0.5)"
     rivals = [f"{name}(budget=0.5)" for name in ("snapkv", "tova", "knorm", "random_tokens")]
     answers = lab.columns(lab.needles(seen=False), [half, *rivals], "nats a token of the answer")
-    nats = lab.columns(lab.text(each=3), [half], "nats a token of real text")
+    nats = lab.columns(lab.text(each=6), [half], "nats a token of real text")
     lab.copied(nats, half)
     unable = lab.unable(answers)
     what = "half of the cache, question asked later, nats a token of the answer"

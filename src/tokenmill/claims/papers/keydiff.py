@@ -17,7 +17,7 @@ def measure(lab: Lab) -> list[Check]:
     tight, mild = "keydiff(budget=0.25)", "keydiff(budget=0.75)"
     rivals = [f"{name}(budget=0.25)" for name in ("tova", "snapkv", "recent_window", "random_tokens")]
     answers = lab.columns(lab.needles(seen=False), [tight, mild, *rivals], "nats a token of the answer")
-    nats = lab.columns(lab.text(each=3), [mild], "nats a token of real text")
+    nats = lab.columns(lab.text(each=6), [mild], "nats a token of real text")
     lab.copied(nats, mild)
     unable = lab.unable(answers)
     what = "a quarter of the cache, question asked later, nats a token of the answer"

@@ -34,7 +34,7 @@ def first_layers_whole(trace: Trace, *, budget: float = 0.5) -> Keep:
 def measure(lab: Lab) -> list[Check]:
     half = "knorm(budget=0.5)"
     rivals = ["random_tokens(budget=0.5)", long_keys(budget=0.5)]
-    nats = lab.columns(lab.text(), [half, first_layers_whole, *rivals], "nats a token of real text")
+    nats = lab.columns(lab.text(each=6), [half, first_layers_whole, *rivals], "nats a token of real text")
     lab.copied(nats, half)
     tenth = "knorm(budget=0.1)"
     answers = lab.columns(lab.needles(seen=False), [tenth, "random_tokens(budget=0.1)"], "nats a token of the answer")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenmill.claims.lab import Lab
+from tokenmill.claims.lab import FITTED, Lab
 from tokenmill.claims.verdict import NEAR, Check
 
 CLAIM = (
@@ -14,17 +14,22 @@ BEYOND = "speed and memory at 16K tokens and more"
 
 
 def measure(lab: Lab) -> list[Check]:
+    fitted = FITTED.replace(")", ", budget=0.25)")
     mine = "snapkv(window=8, budget=0.25)"  # as long as the question; a wider window hears the text before it too
     rivals = [f"{name}(budget=0.25)" for name in ("h2o", "recent_window", "random_tokens")]
-    answers = lab.columns(
-        lab.needles(seen=True), [mine, "snapkv(budget=0.25)", *rivals], "nats a token of the answer, question seen"
-    )
+    answers = lab.columns(lab.needles(seen=True), [mine, fitted, *rivals], "nats a token of the answer, question seen")
     unable = lab.unable(answers)
     later = lab.columns(lab.needles(seen=False), [mine], "nats a token of the answer, question asked later")
     unseen = lab.compare("", later, mine, None, margin=NEAR)
     lab.because(
         bool(unseen) and unseen[0].outcome == "fails",
         "with the question asked only after the choice the answer is lost too",
+    )
+    wider = lab.recalls("", answers, fitted)
+    lab.because(
+        bool(wider) and wider[0].outcome == "holds",
+        f"pooled more widely, {fitted}, it recalls as the whole cache does: this tokenizer gives every digit a token, "
+        "and five tokens do not reach over a number from where the question looks",
     )
     what = "a quarter of the cache, question seen, nats a token of the answer"
     return [

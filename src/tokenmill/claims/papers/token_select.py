@@ -17,7 +17,8 @@ def measure(lab: Lab) -> list[Check]:
     mine = "token_select(budget=0.25)"
     rivals = [f"{name}(budget=0.25)" for name in ("h2o", "snapkv", "recent_window")]
     answers = lab.columns(lab.needles(seen=False), [mine, *rivals], "nats a token of the answer")
-    nats = lab.columns(lab.text(each=3), [mine], "nats a token of real text")
+    # A block votes as one; while generating, every token does.
+    nats = lab.columns(lab.text(tail=48, block=1), [mine], "nats a token of real text")
     lab.copied(nats, mine)
     unable = lab.unable(answers)
     what = "a quarter attended to, question asked later, nats a token of the answer"
