@@ -267,8 +267,8 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
                 raise RecipeError(f"{keep!r} + {seen[kind]!r}: {seen[kind].name} {reason}")
     if keep and keep.card.acts == "attend" and "draft" in seen:
         raise RecipeError(
-            f"{keep!r} + {seen['draft']!r}: {keep.name} chooses by the queries of a pass, and a draft's pass has queries "
-            "of tokens that may be rejected, so the text would no longer be what it is without drafting"
+            f"{keep!r} + {seen['draft']!r}: {keep.name} chooses by the queries of a pass, and a draft's pass has "
+            "queries of tokens that may be rejected, so the text would no longer be what it is without drafting"
         )
     if keep and keep.knobs.get("renumber") and seen.get("quantize"):
         raise RecipeError(
