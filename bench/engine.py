@@ -196,11 +196,12 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="JSON lines with 'turns' (Spec-Bench's question.jsonl)")
     parser.add_argument("--count", type=int, default=16, help="prompts to draft for")
     parser.add_argument("--only", help="one of: greedy, overhead, eviction, dropping, drafting")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs that count")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     model, tokenizer = tm.load("smollm2")
-    quick, repeats = args.quick, 2 if args.quick else 5
+    quick, repeats = args.quick, 2 if args.quick else args.repeats
     prompts = [p for name in sorted(topics) for p in (f"Explain this: {topics[name][:300]}",)][: args.count]
     if args.prompts:
         lines = [json.loads(line) for line in args.prompts.read_text().splitlines() if line]
@@ -210,7 +211,7 @@ def main() -> None:
             greedy(model, tokenizer, c, 16 if quick else 64, repeats) for c in ((256,) if quick else (256, 2048))
         ],
         "overhead": lambda: [
-            overhead(model, tokenizer, r, 256 if quick else 1024, 16 if quick else 64, 1 if quick else 3)
+            overhead(model, tokenizer, r, 256 if quick else 1024, 16 if quick else 32, 1 if quick else repeats)
             for r in (
                 "h2o(budget=0.2)",
                 "snapkv(budget=0.25)",

@@ -222,6 +222,7 @@ def environment(model: Any, quick: bool) -> dict[str, Any]:
         "machine": torch.cuda.get_device_name(weight.device) if weight.device.type == "cuda" else name,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # seconds mean little above cores
         "device": weight.device.type,
         "dtype": str(weight.dtype).removeprefix("torch."),
         "model": type(model).__name__,

@@ -42,11 +42,17 @@ def measure(lab: Lab) -> list[Check]:
     work = (
         1 + SHARE ** (1 / 3) + SHARE ** (2 / 3) + SHARE
     ) / 4  # share of token-layers that its four stretches compute
-    at_once = f"lazy_llm(budget={2 * work - 1:.4f}, stages=1)"  # half of the layers whole, the rest with what is left
+    at_once = f"lazy_llm(budget={2 * work - 1:.4f}, stages=1, start=0.5)"  # half of the layers whole, the rest with what is left
     by_lot = lazy_by_lot(budget=SHARE)
     samples = lab.needles(seen=True, each=2)
-    answers = lab.columns(samples, [mine, at_once, by_lot], "nats a token of the answer, question seen")
+    gentler = "lazy_llm(budget=0.5)"
+    answers = lab.columns(samples, [mine, gentler, at_once, by_lot], "nats a token of the answer, question seen")
     unable = lab.unable(answers)
+    spared = lab.recalls("", answers, gentler)
+    lab.because(
+        bool(spared) and spared[0].outcome == "holds",
+        f"with half of the tokens left after the last stage, {gentler}, it recalls as the whole prompt does",
+    )
     prompts = [
         torch.tensor([s.prompt]) for s in (lab.text(length=1024, tail=1, each=1) if not lab.quick else samples[:3])
     ]
