@@ -42,7 +42,8 @@ def measure(lab: Lab) -> list[Check]:
     work = (
         1 + SHARE ** (1 / 3) + SHARE ** (2 / 3) + SHARE
     ) / 4  # share of token-layers that its four stretches compute
-    at_once = f"lazy_llm(budget={2 * work - 1:.4f}, stages=1, start=0.5)"  # half of the layers whole, the rest with what is left
+    # Half of the layers whole, the rest with what is left.
+    at_once = f"lazy_llm(budget={2 * work - 1:.4f}, stages=1, start=0.5)"
     by_lot = lazy_by_lot(budget=SHARE)
     samples = lab.needles(seen=True, each=2)
     gentler = "lazy_llm(budget=0.5)"
