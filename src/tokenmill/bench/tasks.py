@@ -117,11 +117,11 @@ def plan(quick: bool = False, own_text: bool = False) -> Plan:
     if quick:
         return Plan(
             tasks=(
-                *_needles({(512, 1): 3, (512, 3): 1}),
-                Task("recall", "recall", "recall", 2, 512, measure="share"),
-                *_text(512, continuation=(2, 64), drift=(2, 32), own=own_text),
+                *_needles({(512, 1): 2, (512, 3): 1}),
+                Task("recall", "recall", "recall", 1, 512, measure="share"),
+                *_text(512, continuation=(2, 32), drift=(2, 16), own=own_text),
             ),
-            speed=Speed(decode_batch=1, decode_context=1024, decode_steps=4, prefill_batch=1, prefill_context=256),
+            speed=Speed(1, decode_context=1024, decode_steps=4, prefill_batch=1, prefill_context=256, turns=1),
             budgets=(0.25,),
         )
     return Plan(
