@@ -440,7 +440,8 @@ class Pass:
         cache = self.cache
         if self.plan.renumbers and cache.seen is not None:
             cache.shift = [cache.seen - store.lanes.count()[:, 0] for store in cache.stores]
-        cache.peak = max(cache.peak, cache.nbytes)
+        if self.prompt or not self.plan.idle:  # a cache that only grows is largest when it is asked
+            cache.peak = max(cache.peak, cache.nbytes)
 
 
 def _own(x: Tensor) -> Tensor:
