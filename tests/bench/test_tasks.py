@@ -137,7 +137,7 @@ def test_own_pieces_are_cut_noted_and_do_not_overlap():
         tasks.own_pieces(["short"], "notes.txt", READER, plan, 8192, 0)
     whole = "".join(chr(33 + i % 90) for i in range(1300))
     pieces, notes = tasks.own_pieces([whole, "short"], "x", READER, plan, 1000, 0)
-    assert sorted(map(len, pieces)) == [1300 - 2 * 575, 575, 575]
+    assert sorted(map(len, pieces)) == [1300 - 2 * 543, 543, 543]
     assert "left out" in notes[0]
     assert "model reads 1000 at most" in notes[1]
     assert len(tasks.with_own(plan, 1).tasks[-1:]) == 1
