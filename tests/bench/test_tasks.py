@@ -73,7 +73,7 @@ def test_recall_scores_the_items_and_nothing_else():
 def test_continuation_is_what_follows():
     sample = build(Task("c", "continuation", "continuation", 1, 300, tail=50), 0, 0, READER)
     assert len(sample.prompt) + len(sample.tail) == 350
-    assert len(sample.scored) == 50
+    assert len(sample.scored) == 20
     assert sample.scored[0] == 1
     longer = build(Task("c", "continuation", "continuation", 1, 300, tail=50), 0, 0, READER)
     assert longer.prompt + longer.tail == sample.prompt + sample.tail
@@ -142,6 +142,6 @@ def test_own_pieces_are_cut_noted_and_do_not_overlap():
     assert "model reads 1000 at most" in notes[1]
     assert len(tasks.with_own(plan, 1).tasks[-1:]) == 1
     assert tasks.with_own(plan, 1).tasks[-1].samples == 1
-    sample = build(plan.tasks[-2], 0, 0, READER, [READER.ids("a" * 100)])
-    assert len(sample.prompt) + len(sample.tail) == 101  # the prefix, and all there is
-    assert len(sample.scored) == 50
+    sample = build(plan.tasks[-2], 0, 0, READER, [READER.ids("a" * 40)])
+    assert len(sample.prompt) + len(sample.tail) == 41  # the prefix, and all there is
+    assert len(sample.scored) == 20
