@@ -73,7 +73,7 @@ def test_recall_scores_the_items_and_nothing_else():
 def test_continuation_is_what_follows():
     sample = build(Task("c", "continuation", "continuation", 1, 300, tail=50), 0, 0, READER)
     assert len(sample.prompt) + len(sample.tail) == 350
-    assert len(sample.scored) == 20
+    assert len(sample.scored) == 50
     assert sample.scored[0] == 1
     longer = build(Task("c", "continuation", "continuation", 1, 300, tail=50), 0, 0, READER)
     assert longer.prompt + longer.tail == sample.prompt + sample.tail
