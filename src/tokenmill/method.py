@@ -222,6 +222,10 @@ class Recipe:
     def __hash__(self) -> int:
         return hash(self.methods)
 
+    def acts(self, where: str) -> bool:
+        """Some method of the recipe acts there: "cache", "attend" or "walk", see Card.acts."""
+        return any(m.card.acts == where for m in self.methods if m.verb in ("score", "keep"))
+
     def get(self, *verbs: str) -> Method | None:
         """The recipe's method of one of these verbs, if it has one."""
         return next((m for m in self.methods if m.verb in verbs), None)
@@ -254,13 +258,16 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
         )
     if merge and seen.get("quantize"):
         raise RecipeError(f"{merge!r} and {seen['quantize']!r} both own how a layer is stored; use one of them")
-    if keep and keep.name == "lazy_llm":
+    if keep and keep.card.acts == "walk":
         for kind, reason in (
-            ("draft", "verifies several tokens in one pass, and lazy_llm chooses its tokens anew for every single one"),
-            ("skip", "runs fewer layers, and lazy_llm already chooses the layers each token passes"),
+            (
+                "draft",
+                f"verifies several tokens in one pass, and {keep.name} chooses its tokens anew for every single one",
+            ),
+            ("skip", f"runs fewer layers, and {keep.name} already chooses the layers each token passes"),
             (
                 "quantize",
-                "packs tokens once they are read, and lazy_llm may still have to compute them in deeper layers",
+                f"packs tokens once they are read, and {keep.name} may still have to compute them in deeper layers",
             ),
         ):
             if kind in seen:

@@ -45,16 +45,10 @@ class Engine(Protocol):
     read_once: Callable[[Any, Tensor, Sequence[Recipe]], Reading]
 
 
-def walks(what: Recipe) -> bool:
-    """Whether a recipe must read the prompt itself, because it drops tokens on the way."""
-    return any(m.card.acts == "walk" for m in what)
-
-
 @dataclass
 class Prompt:
     """One prompt, read once; sessions of each recipe that go on from it."""
 
-    engine: Engine
     model: Any
     ids: Tensor  # (B, T)
     reading: Reading
@@ -62,16 +56,11 @@ class Prompt:
 
     @classmethod
     def read(cls, engine: Engine, model: Any, ids: Tensor, recipes: Sequence[Recipe]) -> Prompt:
-        shared = list(dict.fromkeys([UNTOUCHED, *(r for r in recipes if not walks(r))]))
-        seconds, reading = timed(model, lambda: engine.read_once(model, ids, shared))
-        return cls(engine, model, ids, reading, seconds)
+        seconds, reading = timed(model, lambda: engine.read_once(model, ids, [UNTOUCHED, *recipes]))
+        return cls(model, ids, reading, seconds)
 
     def session(self, what: Recipe) -> Session:
-        if not walks(what):
-            return self.reading.session(what)
-        session = self.engine.Session(self.model, what)
-        session.read(self.ids)
-        return session
+        return self.reading.session(what)
 
 
 def device(model: Any) -> torch.device:
@@ -157,7 +146,7 @@ class Trial:
         session = self.prompt.session(what)
         held = int(session.stats.cache_bytes)
         try:
-            if walks(what):
+            if what.acts("walk"):
                 logits = follow_singly(session, self.tail, self.sample.scored[0])
             else:
                 logits = follow(session, self.tail, self.sample.task.block)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 
 from tokenmill.bench.figures import FLOOR
-from tokenmill.bench.measure import Engine, Trial, follow, follow_singly, judge, walks
+from tokenmill.bench.measure import Engine, Trial, follow, follow_singly, judge
 from tokenmill.bench.tasks import TAIL_ROOM, Reader, Sample, Task, build
 from tokenmill.claims.verdict import NEAR, Check, check, mean
 from tokenmill.errors import ModelError
@@ -193,7 +193,7 @@ def _asked(trial: Trial, recipe: Recipe) -> tuple[int, torch.Tensor | None]:
     session = trial.prompt.session(recipe)
     held = int(session.stats.cache_bytes)
     try:
-        if walks(recipe):
+        if recipe.acts("walk"):
             return held, follow_singly(session, trial.tail, trial.sample.scored[0])
         return held, follow(session, trial.tail, trial.sample.task.block)
     except ModelError:

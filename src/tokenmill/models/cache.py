@@ -13,7 +13,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.method import Recipe
 from tokenmill.models.lanes import Lanes, View, compact
 from tokenmill.models.parts import Packed, Part, Shared
-from tokenmill.types import Bits, Rotary
+from tokenmill.types import Bits, Merge, Rotary
 
 
 class Store:
@@ -167,6 +167,19 @@ class MillCache(Cache):
         out.seen = None if self.seen is None else self.seen.clone()
         out.shift = list(self.shift)
         return out
+
+    def join(self, layer: int, merge: Merge) -> None:
+        """Store what a layer and the one below hold as one pair."""
+        pair = self.stores[layer - 1], self.stores[layer]
+        parts = Shared.pair(pair[0].lanes.view(), pair[1].lanes.view(), merge)
+        for store, part in zip(pair, parts, strict=True):
+            store.parts.append(part)
+            store.lanes = Lanes()
+
+    def shifted(self) -> None:
+        """After renumbering: how far the positions of each layer now lie below those in the text."""
+        if self.seen is not None:
+            self.shift = [self.seen - store.lanes.count()[:, 0] for store in self.stores]
 
     def renumbered(self, layer: int, rotary: Rotary | None, before: Tensor) -> None:
         """Give the kept tokens of a layer in-cache positions: slot 0, 1, 2 … `before` (B, K, n): what they were."""

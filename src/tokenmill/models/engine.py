@@ -21,7 +21,6 @@ from tokenmill.errors import ModelError
 from tokenmill.models.architectures import Decoder
 from tokenmill.models.cache import MillCache, Store
 from tokenmill.models.lanes import SLACK, Lanes, View, compact
-from tokenmill.models.parts import Shared
 from tokenmill.models.plan import Plan, newest
 from tokenmill.types import Depth, Step, Trace
 
@@ -285,8 +284,10 @@ class Pass:
             self._leave_window(store, window, layer, 0)
             self.observe(layer, self._trace(layer, store.view(), queries, self.positions, scale))
             return
-        due = plan.keep is not None and (self.prompt or store.fresh + self.new >= plan.every)
-        packs = plan.quantize is not None and (self.prompt or store.unpacked + self.new >= plan.quantize.card.every)
+        store.fresh += self.new if plan.keep is not None else 0
+        store.unpacked += 0 if plan.idle else self.new
+        due = plan.keep is not None and (self.prompt or store.fresh >= plan.every)
+        packs = plan.quantize is not None and (self.prompt or store.unpacked >= plan.quantize.card.every)
         if plan.watcher is not None and plan.watcher.stateful:
             store.state = _widened(store.state, store.n)
         # Before a decision, so that it is about what a query may still see; else now and then.
@@ -296,10 +297,9 @@ class Pass:
         if plan.idle:
             return
         if plan.keep is not None:
-            self._evict(layer, store, queries, scale)
-        store.unpacked += self.new
+            self._evict(layer, store, queries, scale, due)
         if plan.quantize is not None:
-            self._pack(layer, store, queries, scale)
+            self._pack(layer, store, queries, scale, packs)
         if plan.merge is not None and layer and (self.prompt or store.unpacked >= plan.merge.card.every):
             self._join(layer, store, scale, queries)
 
@@ -318,11 +318,9 @@ class Pass:
             self.cache.forgot = self.cache.forgot or not self.cache.recording
             self._drop(layer, store, mask, self.plan.renumbers)
 
-    def _evict(self, layer: int, store: Store, queries: Tensor, scale: float) -> None:
+    def _evict(self, layer: int, store: Store, queries: Tensor, scale: float, due: bool) -> None:
         plan = self.plan
         assert plan.watcher is not None
-        store.fresh += self.new
-        due = self.prompt or store.fresh >= plan.every
         scores: Tensor | None
         if plan.watcher.stateful:
             trace = self._trace(layer, store.view(), queries, self.positions, scale)
@@ -345,11 +343,11 @@ class Pass:
         if not bool((keep.mask == trace.filled).all()):
             self._drop(layer, store, keep.mask & trace.filled, keep.renumber)
 
-    def _pack(self, layer: int, store: Store, queries: Tensor, scale: float) -> None:
+    def _pack(self, layer: int, store: Store, queries: Tensor, scale: float, due: bool) -> None:
         assert self.plan.quantize is not None
         newer = (*store.probes, (_own(queries), self.positions))
         store.probes = [*newer[-PROBES:]] if not self.prompt else [*newer]
-        if not self.prompt and store.unpacked < self.plan.quantize.card.every:
+        if not due:
             return
         shown = torch.cat([q for q, _ in store.probes], 2)
         at = torch.cat([p for _, p in store.probes], 1)
@@ -357,9 +355,9 @@ class Pass:
         store.probes, store.unpacked = [], 0
 
     def _drop(self, layer: int, store: Store, mask: Tensor, renumber: bool) -> None:
-        before = torch.arange(mask.shape[2], device=mask.device).expand_as(mask)
         store.keep(mask)
         if renumber:
+            before = torch.arange(mask.shape[2], device=mask.device).expand_as(mask)
             self.cache.renumbered(layer, self.decoder.rotaries[layer], compact(before, mask))
 
     def _join(self, layer: int, store: Store, scale: float, queries: Tensor) -> None:
@@ -374,12 +372,9 @@ class Pass:
         assert self.plan.merge is not None
         merge = self.plan.merge(*traces)
         store.unpacked = below.unpacked = 0
-        if merge is None:
-            return
-        for holder, part in zip((below, store), Shared.pair(*views, merge), strict=True):
-            holder.parts.append(part)
-            holder.lanes = Lanes()
-        self.merged |= {layer - 1, layer}
+        if merge is not None:
+            self.cache.join(layer, merge)
+            self.merged |= {layer - 1, layer}
 
     def _trace(self, layer: int, view: View, queries: Tensor, at: Tensor, scale: float | None = None) -> Trace:
         window = self.decoder.windows[layer]
@@ -438,8 +433,8 @@ class Pass:
 
     def _account(self) -> None:
         cache = self.cache
-        if self.plan.renumbers and cache.seen is not None:
-            cache.shift = [cache.seen - store.lanes.count()[:, 0] for store in cache.stores]
+        if self.plan.renumbers:
+            cache.shifted()
         if self.prompt or not self.plan.idle:  # a cache that only grows is largest when it is asked
             cache.peak = max(cache.peak, cache.nbytes)
 

@@ -139,11 +139,9 @@ class Lanes:
         slots = (mask.nonzero()[:, 2].view(self.rows, self.heads, count) + self.starts[..., None]).flatten()
         columns = {name: getattr(self, name).index_select(0, slots) for name in ("keys", "values", "positions")}
         if not count <= self.room <= count + 2 * SLACK:
-            self.room = count + SLACK
-            lanes = self.rows * self.heads
-            self.starts = (torch.arange(lanes, device=slots.device) * self.room).view(self.rows, self.heads)
+            self._even_rooms(count + SLACK)
             for name, column in columns.items():
-                setattr(self, name, column.new_zeros(lanes * self.room, *column.shape[1:]))
+                setattr(self, name, column.new_zeros(self.rows * self.heads * self.room, *column.shape[1:]))
         for name, column in columns.items():
             wide = getattr(self, name).view(self.rows, self.heads, self.room, *column.shape[1:])
             wide[:, :, :count] = column.view(self.rows, self.heads, count, *column.shape[1:])
@@ -221,8 +219,13 @@ class Lanes:
                 wide = new.view(self.rows, self.heads, room, *old.shape[1:])
                 wide[:, :, : self.n] = old.view(*shape, *old.shape[1:])[:, :, : self.n]
             setattr(self, name, new)
+        self._even_rooms(room)
+
+    def _even_rooms(self, room: int) -> None:
+        """Lanes of equal room, one after the other."""
         self.room = room
-        self.starts = (torch.arange(lanes, device=self.keys.device) * room).view(self.rows, self.heads)
+        lanes = torch.arange(self.rows * self.heads, device=self.keys.device)
+        self.starts = (lanes * room).view(self.rows, self.heads)
 
     def _flat(self, mask: Tensor | None) -> View:
         """The tokens that mask keeps (None: all), lane after lane: (M, D), (M, D), (M,)."""

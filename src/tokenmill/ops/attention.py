@@ -61,6 +61,14 @@ def received(trace: Trace, temperature: float = 1.0, noise: Callable[[Trace], Te
     return total
 
 
+def accumulated(
+    trace: Trace, state: Tensor | None, temperature: float = 1.0, noise: Callable[[Trace], Tensor] | None = None
+) -> Tensor:
+    """`received` over all passes so far: `state` (B, K, T) and what this one adds. (B, K, T) float32"""
+    got = received(trace, temperature, noise).float()
+    return got if state is None else state + got
+
+
 def _blocks(trace: Trace) -> Iterator[Trace]:
     """The trace with BLOCK of its queries at a time, and without the slots that are newer than all of these."""
     if trace.queries.shape[2] <= BLOCK:

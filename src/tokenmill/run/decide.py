@@ -45,11 +45,11 @@ def decide(model: Any, ids: Tensor | Sequence[int], recipe: str | Method | Recip
     wanted = as_recipe(recipe)
     if wanted.get("keep", "score") is None:
         raise RecipeError(f"{wanted!r} does not choose which tokens stay; methods that do are under 'score' and 'keep'")
-    if any(m.card.acts == "walk" for m in wanted):
+    if wanted.acts("walk"):
         session = Session(model, wanted)
         session.read(row)
         kept = session.kept()
-    elif any(m.card.acts == "attend" for m in wanted):
+    elif wanted.acts("attend"):
         kept = _selected(model, row, wanted)
     else:
         kept = read_once(model, row, [wanted]).session(wanted).kept()

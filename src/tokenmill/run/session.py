@@ -25,8 +25,7 @@ from tokenmill.method import recipe as as_recipe
 from tokenmill.models.apply import Engine, engaged
 from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import Pass
-from tokenmill.models.lanes import Lanes, compact
-from tokenmill.models.parts import Shared
+from tokenmill.models.lanes import compact
 from tokenmill.models.plan import Plan, newest, plan_of, thin
 from tokenmill.types import Bits, Keep, Merge, Trace
 
@@ -223,7 +222,7 @@ class Reading:
     def session(self, recipe: str | Method | Recipe | None = None) -> Session:
         """A session that goes on after the prompt with what the recipe keeps of it."""
         wanted = as_recipe(recipe)
-        if any(m.card.acts == "walk" for m in wanted):
+        if wanted.acts("walk"):
             own = Session(self.model, wanted)
             own.read(self.ids, valid=self.valid)
             return own
@@ -252,13 +251,9 @@ def _act(cache: MillCache, engine: Engine, decisions: list[_Decision]) -> None:
         if decision.bits is not None:
             store.pack(decision.bits)
         if decision.merge is not None:
-            below = cache.stores[layer - 1]
-            pair = Shared.pair(below.lanes.view(), store.lanes.view(), decision.merge)
-            for holder, part in zip((below, store), pair, strict=True):
-                holder.parts.append(part)
-                holder.lanes = Lanes()
-    if engine.plan.renumbers and cache.seen is not None:
-        cache.shift = [cache.seen - store.lanes.count()[:, 0] for store in cache.stores]
+            cache.join(layer, decision.merge)
+    if engine.plan.renumbers:
+        cache.shifted()
 
 
 def read_once(
@@ -275,7 +270,7 @@ def read_once(
     """
     if not isinstance(ids, Tensor):
         ids, valid = pad_left(ids)
-    wanted = [r for r in dict.fromkeys(map(as_recipe, recipes)) if all(m.card.acts != "walk" for m in r)]
+    wanted = [r for r in dict.fromkeys(map(as_recipe, recipes)) if not r.acts("walk")]
     whole = Session(model, None)
     reading = Reading(model, whole, torch.empty(0), ids, valid, 0.0)
     with whole.engaged() as engine:

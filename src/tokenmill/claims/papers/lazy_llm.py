@@ -11,7 +11,6 @@ from tokenmill.claims.lab import Lab, Spec
 from tokenmill.claims.verdict import Check, check
 from tokenmill.method import get, method
 from tokenmill.ops import noise
-from tokenmill.ops.budget import target
 from tokenmill.ops.select import protect, top_share
 from tokenmill.run.session import Session
 from tokenmill.types import Keep, Trace
@@ -28,11 +27,8 @@ SHARE = 0.25
 @method(verb="keep", title="", acts="walk", needs=("queries",))
 def lazy_by_lot(trace: Trace, *, budget: float | None = None, stages: int = 3) -> Keep:
     """lazy_llm's schedule, the tokens drawn."""
-    if bool(get("lazy_llm")(trace, budget=budget, stages=stages).mask.all()):
-        return Keep(trace.filled[:, :1])
     filled = trace.filled[:, :1]
-    stage = sum(n * trace.layers // (stages + 1) <= trace.layer + 1 for n in range(1, stages + 1))
-    count = target(trace, budget if budget is None else budget ** (stage / stages), None)
+    count = get("lazy_llm")(trace, budget=budget, stages=stages).mask.sum(-1)  # (B, 1)
     lot = noise.at(torch.full_like(trace.positions[:, :1], 7), trace.positions[:, :1], 0)
     return Keep(top_share(protect(lot.expand_as(trace.positions), trace, window=1)[:, :1], filled, count))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenmill.method import method
-from tokenmill.ops.attention import received
+from tokenmill.ops.attention import accumulated
 from tokenmill.types import Trace
 
 
@@ -27,6 +27,5 @@ from tokenmill.types import Trace
 )
 def h2o(trace: Trace, state: Tensor | None, *, recent: float = 0.5) -> tuple[Tensor, Tensor]:
     # `recent` is spent by the keep method, which knows how many tokens stay: ops.budget.recent.
-    got = received(trace).float()  # (B, K, T)
-    total = got if state is None else state + got
+    total = accumulated(trace, state)  # (B, K, T)
     return total, total

@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenmill.method import method
-from tokenmill.ops.attention import received
+from tokenmill.ops.attention import accumulated
 from tokenmill.ops.noise import gumbel
 from tokenmill.types import Trace
 
@@ -38,6 +38,5 @@ def keyformer(
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     # `recent` is spent by the keep method, which knows how many tokens stay: ops.budget.recent.
-    got = received(trace, temperature + rise * trace.generated, lambda block: gumbel(block, seed)).float()
-    total = got if state is None else state + got
+    total = accumulated(trace, state, temperature + rise * trace.generated, lambda block: gumbel(block, seed))
     return total, total  # (B, K, T)

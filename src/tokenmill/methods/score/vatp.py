@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenmill.method import method
-from tokenmill.ops.attention import received, wide
+from tokenmill.ops.attention import accumulated, wide
 from tokenmill.ops.select import protect
 from tokenmill.types import Trace
 
@@ -29,7 +29,6 @@ from tokenmill.types import Trace
 )
 def vatp(trace: Trace, state: Tensor | None, *, sinks: int = 4, recent: float = 0.5) -> tuple[Tensor, Tensor]:
     # `recent` is spent by the keep method, which knows how many tokens stay: ops.budget.recent.
-    got = received(trace).float()  # (B, K, T)
-    total = got if state is None else state + got
+    total = accumulated(trace, state)  # (B, K, T)
     length = wide(trace.values).norm(p=1, dim=-1)  # (B, K, T)
     return protect(total * length, trace, sinks=sinks), total
