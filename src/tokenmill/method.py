@@ -61,6 +61,9 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "stages": (1, math.inf, False, "layers at which tokens are dropped"),
     "start": (0.0, 1.0, False, "share of the depth at which the method begins"),
     "t": (0.0, 1.0, False, "how far from one direction to the other"),
+    "layers": (1, math.inf, False, "layers, from the first"),
+    "epsilon": (0.0, 1.0, True, "probability that is plausible enough whatever the entropy"),
+    "delta": (0.0, math.inf, True, "probability that is plausible, relative to exp(-entropy)"),
 }
 
 # Knobs that say the same thing twice.
@@ -69,12 +72,16 @@ CONTRADICTIONS = (("budget", "slots"),)
 # Every score can be asked to keep its top share, so every score takes these too.
 SPENDING: dict[str, Any] = {"budget": None, "slots": None}
 
+# A draft's source alone grows a tree, so it takes the size of one.
+GROWING: dict[str, Any] = {"nodes": None, "depth": None}
 
 # What a card may ask for.
 NEEDS = {
     "queries": "the newest queries: as many as the knob `window` says (None: all of the pass)",
     "all_queries": "every query of the pass, at every pass",
     "rotary": "rotary positions (refused on models with learned ones)",
+    "drafter": "a second model, or part of the first, that reads what is drafted",
+    "hidden": "the model's final hidden states of what was verified",
 }
 
 
@@ -91,6 +98,8 @@ class Card:
     nested: str = ""  # why a larger budget need not keep a superset; "" = it must
     same_as: str = ""  # the method whose decisions these are by definition; "" = none may be
     lossless: bool = False  # output equals greedy, or the sampling distribution: checked
+    role: str = ""  # what a method of a verb with several parts is: see the verb's __init__
+    tree: str = ""  # draft: the tree that a source grows when none is named
 
 
 class Method:
@@ -102,8 +111,8 @@ class Method:
         self.defaults = {
             p.name: p.default for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
         }
-        if verb == "score":
-            self.defaults = {**self.defaults, **SPENDING}
+        self.extra = SPENDING if verb == "score" else GROWING if card.role == "source" else {}  # not the function's own
+        self.defaults = {**self.defaults, **self.extra}
         self.stateful = "state" in signature.parameters
         self.given = self._checked(knobs or {})
         self.__doc__ = fn.__doc__ or inspect.getdoc(inspect.getmodule(fn))
@@ -127,11 +136,11 @@ class Method:
         """With what it decides about: decide. With knobs only: the same method, those knobs changed."""
         if not shown:
             return Method(self.fn, self.card, self.verb, {**self.given, **knobs})
-        own = {k: v for k, v in {**self.knobs, **knobs}.items() if self.verb != "score" or k not in SPENDING}
+        own = {k: v for k, v in {**self.knobs, **knobs}.items() if k not in self.extra}
         return self.fn(*shown, **own)
 
     def __add__(self, other: Method | Recipe) -> Recipe:
-        return Recipe((self,)) + other
+        return Recipe((self, *(other.methods if isinstance(other, Recipe) else (other,))))
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v!r}" for k, v in self.given.items())
@@ -147,13 +156,26 @@ class Method:
         for name in knobs:
             if name not in self.defaults:
                 raise SpecError(f"{self.name} has no knob '{name}'; {did_you_mean(name, self.defaults)}")
-        hints = typing.get_type_hints(self.fn) | {"budget": float | None, "slots": int | None}
+        extra = {"budget": float | None, "slots": int | None, "nodes": int | None, "depth": int | None}
+        hints = {k: v for k, v in extra.items() if k in self.extra} | typing.get_type_hints(self.fn)
         values = {name: _value(self.name, name, v, hints.get(name)) for name, v in knobs.items()}
         for one, other in CONTRADICTIONS:
             if values.get(one) is not None and values.get(other) is not None:
                 raise SpecError(f"{self.name}: {one} and {other} contradict each other; give one of them")
         # Only what differs from the default is part of the spec, in the order of the signature.
         return {n: values[n] for n, default in self.defaults.items() if n in values and values[n] != default}
+
+
+def grown(draft: Method) -> Method:
+    """A draft method as one that makes whole drafts: a source alone grows the tree its card names.
+
+    Raises SpecError for a size that this tree does not have.
+    """
+    if draft.card.role != "source":
+        return draft
+    size = {k: v for k, v in draft.given.items() if k in GROWING}
+    alone = Method(draft.fn, draft.card, draft.verb, {k: v for k, v in draft.given.items() if k not in GROWING})
+    return get(draft.card.tree)(source=alone, **size)
 
 
 def _value(method_name: str, knob: str, value: Any, hint: Any) -> Any:
@@ -164,7 +186,13 @@ def _value(method_name: str, knob: str, value: Any, hint: Any) -> Any:
             value = parse(value)
         if not isinstance(value, Method):
             raise SpecError(f"{where} takes a method such as snapkv, not {value!r}")
+        if knob == "source" and value.card.role != "source":
+            raise SpecError(f"{where} takes a source of drafts such as token_recycling, not {value!r}")
         return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, tuple | list) or not all(isinstance(v, int) and v > 0 for v in value):
+            raise SpecError(f"{where} takes whole numbers above 0 such as (3, 2, 1), not {value!r}")
+        return tuple(value)
     if value is None and type(None) in allowed:
         return None
     if isinstance(value, bool) and bool not in allowed and hint is not None:
@@ -227,8 +255,9 @@ class Recipe:
         return any(m.card.acts == where for m in self.methods if m.verb in ("score", "keep"))
 
     def get(self, *verbs: str) -> Method | None:
-        """The recipe's method of one of these verbs, if it has one."""
-        return next((m for m in self.methods if m.verb in verbs), None)
+        """The recipe's method of one of these verbs, if it has one. "draft" drafts, "rule" checks what was drafted."""
+        kinds = ((("rule" if m.card.role == "rule" else m.verb), m) for m in self.methods)
+        return next((m for kind, m in kinds if kind in verbs), None)
 
 
 # What acts on a running model; the other verbs have functions of their own.
@@ -242,10 +271,13 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
             raise RecipeError(
                 f"{m.name} is a '{m.verb}' method ({catalog.VERBS[m.verb]}); a recipe is made of " + ", ".join(RUNNABLE)
             )
-        kind = "keep" if m.verb == "score" else m.verb
+        kind = "keep" if m.verb == "score" else "rule" if m.card.role == "rule" else m.verb
         if kind in seen:
-            raise RecipeError(f"{seen[kind]!r} and {m!r} both decide {catalog.VERBS[kind]}; a recipe has one of a kind")
+            what = "which drafted tokens are accepted" if kind == "rule" else catalog.VERBS[kind]
+            raise RecipeError(f"{seen[kind]!r} and {m!r} both decide {what}; a recipe has one of a kind")
         seen[kind] = m
+        if m.verb == "draft":
+            grown(m)
         if m.verb == "score" and m.knobs["budget"] is None and m.knobs["slots"] is None:
             raise RecipeError(
                 f"{m!r} scores tokens but does not say how many stay; give it a budget: {m.name}(budget=0.25)"
@@ -307,7 +339,14 @@ def recipe(what: str | Method | Recipe | None) -> Recipe:
         return Recipe(())
     if isinstance(what, str):
         what = parse(what)
-    return what if isinstance(what, Recipe) else Recipe((what,))
+    made = what if isinstance(what, Recipe) else Recipe((what,))
+    rule = made.get("rule")
+    if rule is not None and made.get("draft") is None:
+        raise RecipeError(
+            f"{rule!r} says which drafted tokens are accepted and nothing drafts any; add a source, as in "
+            f"token_recycling + {rule!r}"
+        )
+    return made
 
 
 def get(name: str) -> Method:

@@ -13,7 +13,7 @@ the engine (`models/`) turns a decision into freed memory or skipped work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,12 +26,16 @@ __all__ = [
     "Bits",
     "Depth",
     "Draft",
+    "Growth",
+    "Guess",
     "Keep",
     "Merge",
     "Rotary",
+    "Said",
     "Step",
     "Trace",
     "Transplant",
+    "Tree",
     "Verified",
     "Weights",
 ]
@@ -138,6 +142,8 @@ class Verified:
     tokens: Tensor  # (N,) ids of the nodes that were checked (on the first call: the prompt)
     logits: Tensor  # (N, V) what the model predicts after each
     accepted: Tensor  # (N,) bool: nodes that became part of the context
+    depths: Tensor | None = None  # (N,) how far below the root of its tree each node was; None on the first call
+    hidden: Tensor | None = None  # (N, E) final hidden states, where the card asks for them
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,52 @@ class Draft:
 
     tokens: Tensor  # (N,) ids
     parents: Tensor  # (N,) integers, parents[i] < i
+    chances: Tensor | None = None  # (N,) how likely its source held each, its parent being right
+    # What the children of a node (-1: of the root) were drawn from, without replacement, in the order of the nodes:
+    # (V,) probabilities. Children of a node that is not here were chosen, not drawn.
+    drawn: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+class Tree(Protocol):
+    """A draft while it grows: node i carries tokens[i] and hangs below parents[i]; -1 is the newest token."""
+
+    tokens: list[int]
+    parents: list[int]
+
+    def ends(self, context: Sequence[int], at: Sequence[int], count: int) -> list[list[int]]:
+        """The newest `count` tokens of the text that ends in each of these nodes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a source holds likely after each of M nodes, the likeliest first."""
+
+    tokens: Tensor  # (M, W) ids, -1 = no further guess
+    chances: Tensor  # (M, W) the source's own estimate that this token is next
+    logits: Tensor | None = None  # (M, V) of a source that knows the whole distribution: it can be drawn from
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a tree builder may ask while it grows a draft."""
+
+    look: Callable[[Tree, Sequence[int]], Guess]  # what may follow these nodes; each node is asked about once
+    generator: torch.Generator | None  # None: nothing is drawn, the likeliest guesses are taken
+    probabilities: Callable[[Tensor], Tensor]  # logits (M, V) -> what is drawn from, as the model's own tokens are
+    room: float  # levels that fit the model's context
+    cost: Callable[[int], float]  # relative time of a pass over so many tokens, root included; 1 for one token
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the model says about a draft: row 0 after the newest token, row i + 1 after node i."""
+
+    probabilities: Callable[[int], Tensor]  # row -> (V,) what tokens are drawn from; one-hot where the choice is greedy
+    likeliest: list[int]  # (1 + N) the token a greedy choice takes
+    generator: torch.Generator | None  # None: the choice is greedy
+    logits: Tensor  # (1 + N, V)
+    hidden: Tensor | None = None  # (1 + N, E) where the card asks for them
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,24 @@ from models.test_engine import there
 from tiny import ARCHITECTURES, ids, tiny
 from tiny_tokenizer import tiny_tokenizer
 from tokenmill import catalog
+from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import method, parse
-from tokenmill.run.generate import Sampler, generate
+from tokenmill.ops.trees import Sapling
+from tokenmill.run.choose import Chooser
+from tokenmill.run.drafter import Drafter
+from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
 from tokenmill.run.speculate import speculate
 from tokenmill.types import Draft
 
-DRAFTS = [name for name in catalog.methods("draft") if parse(name).card.lossless]
+GREEDY = Chooser(0.0, 1.0, 0, 1)
+SOURCES = [n for n in catalog.methods("draft") if parse(n).card.role == "source" and "model" not in parse(n).knobs]
+TREES = [n for n in catalog.methods("draft") if parse(n).card.role == "tree"]
+ALONE = [n for n in catalog.methods("draft") if not parse(n).card.role]
+SMALL = {"first_layers": "first_layers(layers=1)"}  # the tiny models have few layers
+# Every source with its own tree, every tree with one source, and what drafts in one piece; the product is tested once.
+DRAFTS = [SMALL.get(source, source) for source in SOURCES] + TREES + ALONE
+PRODUCT = [f"{tree}(source={SMALL.get(source, source)})" for tree in TREES for source in SOURCES]
 
 
 def drafter(fn):
@@ -62,7 +73,7 @@ def adversary(truth: tuple[int, ...], length: int, seed: int, vocabulary: int = 
 def said(model, draft, prompt: list[int], new: int) -> list[int]:
     session, out = Session(model), []
     with session.engaged():
-        for tokens in speculate(session, prompt, draft, lambda logits: logits.argmax(-1)):
+        for tokens in speculate(session, prompt, draft, GREEDY):
             out += tokens
             if len(out) >= new:
                 return out[:new]
@@ -77,6 +88,12 @@ def test_greedy_text_is_the_models_own(name, length):
         assert tuple(said(tiny(name), draft, prompt, 36)) == truth[:36]
 
 
+@pytest.mark.parametrize("draft", PRODUCT)
+def test_every_source_with_every_tree(draft):
+    truth, prompt = greedy("qwen3", 20, 30), ids(1, 20)[0].tolist()
+    assert tuple(said(tiny("qwen3"), parse(draft), prompt, 28)) == truth[:28]
+
+
 @pytest.mark.parametrize("name", ["mistral", "gemma3"])
 def test_far_past_the_sliding_window(name):
     truth = greedy(name, 30, 130)
@@ -86,7 +103,7 @@ def test_far_past_the_sliding_window(name):
 def test_something_is_accepted():
     truth = greedy("llama", 40, 40)
     session = Session(tiny("llama"))
-    steps = speculate(session, ids(1, 40)[0].tolist(), adversary(truth, 40, 0), lambda logits: logits.argmax(-1))
+    steps = speculate(session, ids(1, 40)[0].tolist(), adversary(truth, 40, 0), GREEDY)
     for _ in range(12):
         next(steps)
     assert session.stats.accepted > 8
@@ -153,15 +170,17 @@ def test_only_accepted_tokens_reach_the_cache(name, spec):
         trees.append(guess)
         return guess, state
 
-    def agreeable(logits):
+    class Agreeable(Chooser):
         """Says what the newest tree drafted, so that much is accepted."""
-        out = logits.argmax(-1)
-        for token, parent in zip(trees[-1].tokens.flip(0), trees[-1].parents.flip(0), strict=True):
-            out[parent + 1] = token
-        return out
+
+        def __call__(self, logits, row=None):
+            out = logits.argmax(-1)
+            for token, parent in zip(trees[-1].tokens.flip(0), trees[-1].parents.flip(0), strict=True):
+                out[parent + 1] = token
+            return out
 
     alone.read([prompt])
-    steps = speculate(session, prompt, guesses, agreeable)
+    steps = speculate(session, prompt, guesses, Agreeable(0.0, 1.0, 0, 1))
     pending, total = next(steps), 0
     for _ in range(28):
         tokens = next(steps)
@@ -180,23 +199,29 @@ def test_only_accepted_tokens_reach_the_cache(name, spec):
     assert total > 64, "past the next decision"
 
 
-@pytest.mark.parametrize("shape", ["prompt_lookup", "right", "copies"])
+DRAWN = ["prompt_lookup", "jacobi(nodes=3)", "dyspec(source=draft_model, nodes=4)", "rsd(source=draft_model, width=2)"]
+
+
+@pytest.mark.parametrize("shape", [*DRAWN, "right", "copies"])
 def test_sampling_keeps_the_distribution(shape):
     """The first two tokens that come out of a draft, drawn thousands of times with and without drafts."""
     torch.manual_seed(0)
     vocabulary, draws = 5, 700 if shape == "copies" else 300
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-        )
-    ).eval()
+    model, other = (
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocabulary,
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+            )
+        ).eval()
+        for _ in range(2)
+    )
     with torch.no_grad():
-        for p in model.parameters():
+        for p in (*model.parameters(), *other.parameters()):
             if p.ndim > 1:
                 p.mul_(3)
     prompt = [1, 2, 3, 1, 2]
@@ -210,7 +235,7 @@ def test_sampling_keeps_the_distribution(shape):
         parents = torch.tensor([-1] * 10 + list(range(10)))
         return Draft(tokens, parents), None
 
-    draft = parse("prompt_lookup") if shape == "prompt_lookup" else guesses
+    draft = parse(shape) if shape in DRAWN else guesses
     with torch.no_grad():
         paths = {}
 
@@ -224,17 +249,71 @@ def test_sampling_keeps_the_distribution(shape):
             first[a] * torch.stack([after((a,))[b] * after((a, b)) for b in range(vocabulary)])
             for a in range(vocabulary)
         )
-    sampler = Sampler(1.0, 1.0, 7, 1)
+    chooser = Chooser(1.0, 1.0, 7, 1)
     found: Counter[tuple[int, ...]] = Counter()
     session = Session(model)
     with session.engaged():
         for _ in range(draws):
             session.cache = None
             out: list[int] = []
-            for tokens in speculate(session, prompt, draft, lambda logits: sampler(logits, 0)):
+            for tokens in speculate(session, prompt, draft, chooser, assistant=other):
                 out += tokens
                 if len(out) >= 3:
                     break
             found[tuple(out[1:3])] += 1
     observed = torch.tensor([found[(a, b)] for a in range(5) for b in range(5)], dtype=torch.double)
     assert chisquare(observed, expected.flatten().double() * draws, sum_check=False).pvalue > 1e-3
+
+
+def test_a_draft_model_that_is_the_model_is_always_right():
+    model, prompt = tiny("llama"), ids(1, 20)[0].tolist()
+    plain = generate(model, None, [prompt], max_new_tokens=30, ignore_eos=True)[0]
+    for spec in ("draft_model(nodes=4)", "dyspec(source=draft_model, nodes=4, width=1)"):
+        out = generate(model, None, [prompt], spec, max_new_tokens=30, ignore_eos=True, assistant=tiny("llama"))[0]
+        assert out.ids == plain.ids
+        assert out.stats.accepted == out.stats.drafted
+        assert out.stats.accepted_by_depth[3] == out.stats.drafted_by_depth[3] > 0
+
+
+def test_a_draft_model_must_share_the_vocabulary(tmp_path):
+    model, prompt = tiny("llama"), [3, 4, 5]
+    config = LlamaConfig(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    with pytest.raises(ModelError, match="a vocabulary of 50 tokens and the model has 97"):
+        generate(model, None, [prompt], "draft_model", assistant=LlamaForCausalLM(config))
+    with pytest.raises(SpecError, match="draft_model needs a model to draft with"):
+        generate(model, None, [prompt], "draft_model")
+    with pytest.raises(SpecError, match="layers must be fewer than the model's"):
+        generate(model, None, [prompt], "first_layers(layers=60)")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_a_drafter_reads_a_tree_level_by_level_as_the_model_does(name):
+    """Logits after every node of a tree that was read in three passes, against the text of its line read alone."""
+    model, context = tiny(name), ids(1, 12)[0].tolist()
+    session, tree = Session(model), Sapling()
+    for token, parent in ((5, -1), (6, -1), (7, 0), (8, 1), (9, 0), (10, 2)):
+        tree.add(token, parent)
+    with session.engaged():
+        asks = Drafter(session, 0)
+        asks.follow(context)
+        found = torch.cat([asks(tree, [-1]), asks(tree, [0, 1]), asks(tree, [4, 2, 3]), asks(tree, [5])])
+        for row, node in enumerate((-1, 0, 1, 4, 2, 3, 5)):
+            line = tree.ends(context, [node], 99)[0]
+            with torch.no_grad():
+                torch.testing.assert_close(found[row], model(torch.tensor([line])).logits[0, -1], atol=1e-4, rtol=1e-4)
+        asks.follow([*context, 5, 7, 11])  # two nodes came true and a third did not
+        again = asks(Sapling(), [-1])
+        with torch.no_grad():
+            alone = model(torch.tensor([[*context, 5, 7, 11]])).logits[:, -1]
+        torch.testing.assert_close(again, alone, atol=1e-4, rtol=1e-4)
+        assert session.cache.seen.tolist() == [15]
+
+
+def test_lossy_acceptance_says_so_and_runs():
+    model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
+    out = generate(
+        model, None, [prompt], "token_recycling + typical_acceptance(epsilon=0.001)", max_new_tokens=20, ignore_eos=True
+    )[0]
+    assert len(out.ids) == 20
+    assert out.stats.accepted > 5  # nearly everything is plausible at that bar
+    assert not parse("typical_acceptance").card.lossless

@@ -30,8 +30,9 @@ class Engine:
         self.recipe = recipe
         self.plan = plan_of(recipe, self.decoder)
         self.cache: MillCache | None = None  # of the newest pass
-        self.tree: tuple[Tensor, Tensor] | None = None  # depths (Q,), ancestors (Q, Q) of the next pass
+        self.tree: tuple[Tensor, Tensor] | None = None  # depths (Q,), nodes seen (Q, N) of the next pass: see Pass.tree
         self.last: Pass | None = None
+        self.hidden: Tensor | None = None  # (B, Q, E) final hidden states of the newest pass
         self.observe: Any = None  # see Pass.observe
         self._plans: dict[Recipe, Plan] = {recipe: self.plan}
 
@@ -69,6 +70,7 @@ class Engine:
         else:
             hidden = self._pass(cache, input_ids, inputs_embeds, positions)
         cache.broken = ""
+        self.hidden = hidden
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden, past_key_values=cache if use_cache is not False else None
         )

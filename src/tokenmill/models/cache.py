@@ -127,6 +127,7 @@ class MillCache(Cache):
         self.seen: Tensor | None = None  # (B,) tokens fed so far
         self.shift: list[Tensor] = []  # per layer (B,): how far in-cache positions lie below those in the text
         self.generated = 0  # tokens fed one at a time since the prompt
+        self.pending = 0  # nodes of a draft that were read and not yet decided about
         self.recording = False  # tokens may be taken back, so none may leave a window for good in the pass they came in
         self.forgot = False  # tokens have left a sliding window
         self.broken = ""  # why it can no longer be used

@@ -45,7 +45,7 @@ class Pass:
         plan: Plan,
         cache: MillCache,
         positions: Tensor,  # (B, Q) absolute, -1 = padding
-        tree: Tensor | None = None,  # (Q, Q) bool: which new tokens each new token sees
+        tree: Tensor | None = None,  # (Q, N) bool: which nodes of the draft, the Q new ones last, each new one sees
     ):
         self.decoder, self.plan, self.cache, self.positions, self.tree = decoder, plan, cache, positions, tree
         self.valid = None if bool((positions >= 0).all()) else positions >= 0
@@ -220,7 +220,10 @@ class Pass:
         """Everything older is seen; among the new tokens the tree decides, or their order: (G Q, T)."""
         if self._mask is None or self._mask[0] != held:
             mask = torch.ones(self.new, held, dtype=torch.bool, device=self.positions.device)
-            mask[:, -self.new :] = mask[:, -self.new :].tril() if self.tree is None else self.tree
+            if self.tree is None:
+                mask[:, -self.new :] = mask[:, -self.new :].tril()
+            else:
+                mask[:, -self.tree.shape[1] :] = self.tree
             self._mask = held, mask.repeat(groups, 1)
         return self._mask[1]
 
@@ -235,9 +238,9 @@ class Pass:
             mask &= torch.isin(slot, self.visible.to(slot.dtype))
         if self.tree is not None:
             # The tree's nodes are each lane's newest slots; several share a position, so ancestry decides.
-            index = torch.arange(positions.shape[2], device=positions.device)
-            node = index - ((positions >= 0).sum(-1) - self.new)[..., None]  # (B, K, T)
-            related = self.tree[:, node.clamp(0, self.new - 1)].permute(1, 2, 0, 3)  # (B, K, Q, T)
+            nodes, index = self.tree.shape[1], torch.arange(positions.shape[2], device=positions.device)
+            node = index - ((positions >= 0).sum(-1) - nodes)[..., None]  # (B, K, T)
+            related = self.tree[:, node.clamp(0, nodes - 1)].permute(1, 2, 0, 3)  # (B, K, Q, T)
             mask = torch.where((node >= 0)[:, :, None], related & mask, mask)
         return mask | (at < 0)
 
@@ -252,7 +255,7 @@ class Pass:
                 if window is not None:
                     mask &= at - positions < window
                 if self.tree is not None:
-                    mask[:, -self.new :] &= self.tree
+                    mask[:, -self.tree.shape[1] :] &= self.tree
                 mask = (mask | (at < 0)).repeat(groups, 1)
             out[b, k] = F.scaled_dot_product_attention(
                 folded[b, k][None],
@@ -407,27 +410,33 @@ class Pass:
     def finish(self) -> None:
         """Account for the pass, once every layer has run."""
         cache = self.cache
-        cache.columns += self.new
-        new = (self.positions >= 0).sum(-1)
-        cache.seen = new if cache.seen is None else cache.seen + new
-        cache.generated += 0 if self.prompt or self.tree is not None else self.new
+        if self.tree is not None:
+            cache.pending += self.new
+        else:
+            cache.columns += self.new
+            new = (self.positions >= 0).sum(-1)
+            cache.seen = new if cache.seen is None else cache.seen + new
+            cache.generated += 0 if self.prompt else self.new
         self._account()
 
     def accept(self, accepted: Tensor) -> None:
-        """Of the tree's nodes keep these (A,), in order, and only now let the recipe decide about them."""
+        """Of the draft's nodes keep these (A,), in order, and only now let the recipe decide about them.
+
+        A draft that was read in several passes (a drafter reads its own level by level) is decided about as one.
+        """
         cache = self.cache
-        before = self.positions[:, 0] - 1
+        assert cache.seen is not None
+        whole = cache.pending == self.new
+        assert whole or self.plan.idle, "a recipe decides about drafts that were read in one pass"
         for layer in self.stored:
-            cache.stores[layer].lanes.keep_tail(self.new, accepted)
-        self.positions, self.tree = self.positions[:, accepted], None
-        dropped = self.new - len(accepted)
-        self.new = len(accepted)
-        cache.columns -= dropped
+            cache.stores[layer].lanes.keep_tail(cache.pending, accepted)
+        self.new, self.tree, self.counted, cache.pending = len(accepted), None, True, 0
+        self.positions = cache.seen[:, None] + torch.arange(self.new, device=cache.seen.device)
+        cache.columns += self.new
         cache.generated += self.new
-        self.counted = True
-        cache.seen = before + 1 + self.new
+        cache.seen = cache.seen + self.new
         for layer, queries in self.pending.items():
-            self.settle(layer, queries[:, :, accepted], self._scale(layer))
+            self.settle(layer, queries[:, :, accepted] if whole else queries[:, :, :0], self._scale(layer))
         self.pending = {}
         self._account()
 

@@ -6,29 +6,73 @@ row 0 is what the model predicts after the root, row i + 1 what it predicts afte
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+
 import torch
 from torch import Tensor
 
-from tokenmill.types import Draft
+from tokenmill.types import Draft, Growth
 
-__all__ = ["accept", "accept_greedy", "ancestors", "chain", "depths"]
+__all__ = ["Sapling", "accept_greedy", "ancestors", "best_first", "chain", "children", "depths", "likeliest_paths"]
+
+
+class Sapling:
+    """A tree that grows node by node, in plain lists: a tensor operation a node would cost more than the node."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.chances: list[float] = []
+        self.drawn: dict[int, Tensor] = {}
+        self._below: dict[tuple[int, int], int] = {}
+
+    def add(self, token: int, parent: int, chance: float = 0.5) -> int:
+        """Hang a token below a node, unless it hangs there already; its number."""
+        if (parent, token) in self._below:
+            return self._below[parent, token]
+        self._below[parent, token] = len(self.tokens)
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.chances.append(chance)
+        return len(self.tokens) - 1
+
+    def ends(self, context: Sequence[int], at: Sequence[int], count: int) -> list[list[int]]:
+        """The newest `count` tokens of the text that ends in each of these nodes, fewer where it is shorter."""
+        out = []
+        for node in at:
+            path: list[int] = []
+            while node >= 0 and len(path) < count:
+                path.append(self.tokens[node])
+                node = self.parents[node]
+            left = count - len(path)
+            out.append([*(context[-left:] if left else ()), *reversed(path)])
+        return out
+
+    def draft(self, like: Tensor) -> Draft:
+        """The tree as tensors, on the device and in the type of `like`."""
+        return Draft(
+            torch.tensor(self.tokens, dtype=like.dtype, device=like.device),
+            torch.tensor(self.parents, dtype=torch.long, device=like.device),
+            torch.tensor(self.chances, device=like.device),
+            dict(self.drawn),
+        )
 
 
 def ancestors(parents: Tensor) -> Tensor:
-    """(N, N) bool: [i, j] is True where node i attends to node j, itself and all nodes on its way to the root.
+    """(N, N) bool: [i, j] is True where node i attends to node j, itself and all nodes on its way to the root."""
+    return _ancestors(tuple(parents.tolist())).to(parents.device)
 
-    Doubles the reach each round, so a tree of depth d takes log2(d) small matrix products.
-    """
-    n = parents.shape[0]
-    reach = torch.eye(n, device=parents.device)
-    below = (parents >= 0).nonzero().squeeze(-1)
-    reach[below, parents[below]] = 1
-    for _ in range(max(n - 1, 0).bit_length()):
-        further = ((reach @ reach) > 0).to(reach.dtype)
-        if torch.equal(further, reach):
-            break
-        reach = further
-    return reach.bool()
+
+@lru_cache(maxsize=1024)
+def _ancestors(parents: tuple[int, ...]) -> Tensor:
+    line = torch.eye(len(parents), dtype=torch.bool)
+    rows = line.numpy()  # the same memory: a row is copied at a fifth of a tensor operation's cost
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            rows[node] |= rows[parent]
+    return line
 
 
 def depths(parents: Tensor) -> Tensor:
@@ -36,33 +80,94 @@ def depths(parents: Tensor) -> Tensor:
     return ancestors(parents).sum(-1)
 
 
+def children(parents: Sequence[int]) -> dict[int, list[int]]:
+    """The nodes below each node, in their order; -1 is the root."""
+    out: dict[int, list[int]] = {}
+    for node, parent in enumerate(parents):
+        out.setdefault(parent, []).append(node)
+    return out
+
+
 def chain(tokens: Tensor) -> Draft:
     """The tree that is one line: each token hangs below the one before it."""
     return Draft(tokens, torch.arange(-1, tokens.shape[0] - 1, device=tokens.device))
 
 
-def accept_greedy(draft: Draft, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Walk from the root, on to the child that is what the model itself would say, until there is none.
+def accept_greedy(tokens: Sequence[int], parents: Sequence[int], likeliest: Sequence[int]) -> tuple[list[int], int]:
+    """The longest line of nodes that are all what the model itself would say, and its own next token after them.
 
-    logits (1 + N, V): after the root, then after each node. Returns the accepted nodes (in order, possibly none)
-    and the model's own next token () after the last of them, so that every pass yields at least one token.
+    likeliest (1 + N): the model's token after the root, then after each node. Every pass so yields one token at
+    least. Of equal lines the first counts.
     """
-    return accept(draft, logits.argmax(-1))
+    level, path = [0] * (1 + len(tokens)), -1  # how deep each right node is, the root first; -1: not right
+    for node, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+        right = level[parent + 1] >= 0 and token == likeliest[parent + 1]
+        level[node + 1] = level[parent + 1] + 1 if right else -1
+        if level[node + 1] > level[path + 1]:
+            path = node
+    line = []
+    last = path
+    while path >= 0:
+        line.append(path)
+        path = parents[path]
+    return line[::-1], likeliest[last + 1]
 
 
-def accept(draft: Draft, said: Tensor) -> tuple[Tensor, Tensor]:
-    """`accept_greedy` for tokens said (1 + N,) chosen in any way: greedily, or each drawn from its own distribution.
+@cache
+def likeliest_paths(nodes: int, width: int, depth: int) -> tuple[tuple[int, int], ...]:
+    """A tree's shape when all that is known of a guess is its rank: (parent, rank) of each node, breadth first.
 
-    Drawing keeps the sampling distribution: every token that comes out was drawn given exactly what precedes it.
+    The `nodes` paths, at most `depth` long, with the largest product of chances 1 / (2 (r + 1)^1.6) of being right
+    at rank r = 0, 1, ... < width.
     """
-    parents = draft.parents.to(said.device)
-    right = draft.tokens.to(said.device) == said[parents + 1]  # (N,) agrees with the parent's prediction
-    # A node is accepted when all of its line is right. Equal siblings can both be; the deepest line is taken.
-    line = ancestors(parents)
-    taken = right & ~(line & ~right).any(-1)
-    if not bool(taken.any()):
-        return parents.new_zeros(0), said[0]
-    length = torch.where(taken, line.sum(-1), 0)
-    last = int(length.argmax())  # the first of equals
-    path = line[last].nonzero().squeeze(-1)
-    return path, said[last + 1]
+    waiting: list[tuple[float, int, tuple[int, ...]]] = [(-1.0, 0, ())]  # (-chance, tie-break, path); the root first
+    taken: list[tuple[int, ...]] = []
+    while waiting and len(taken) <= nodes:
+        chance, _, path = heapq.heappop(waiting)
+        taken.append(path)
+        if len(path) < depth:
+            for rank in range(width):
+                heapq.heappush(waiting, (chance * rank_chance(rank), len(taken), (*path, rank)))
+    paths = sorted(taken[1:], key=lambda path: (len(path), path))
+    place = {path: i for i, path in enumerate(paths)}
+    return tuple((place.get(p[:-1], -1), p[-1]) for p in paths)
+
+
+def rank_chance(rank: int) -> float:
+    """How likely the guess of that rank is right, when nothing else is known of it."""
+    return 1 / (2 * (rank + 1) ** 1.6)
+
+
+def best_first(
+    grow: Growth, nodes: int, width: int, depth: int, stop: Callable[[int, float], bool] | None = None
+) -> Sapling:
+    """The `nodes` nodes with the largest product of chances on their way from the root, at most `depth` deep.
+
+    A node's value is at most its parent's. So whatever is among the best of all that is known is expanded, together,
+    until nothing among them is unasked. `stop(count, value)` ends the tree before a node of this value.
+    """
+    known: list[tuple[float, int, int, int, float]] = []  # (-value, number, token, parent's number, chance)
+    tree, where = Sapling(), {-1: -1}  # tree: all that was expanded; where: number -> its node there
+    level, count = {-1: 0}, 0
+    asked, values = [-1], {-1: 1.0}
+    while asked:
+        guess = grow.look(tree, [where[n] for n in asked])
+        tokens, chances = guess.tokens[:, :width].tolist(), guess.chances[:, :width].tolist()
+        for parent, row, likely in zip(asked, tokens, chances, strict=True):
+            for token, chance in zip(row, likely, strict=True):
+                if token >= 0:
+                    known.append((-values[parent] * chance, count, token, parent, chance))
+                    values[count], level[count] = values[parent] * chance, level[parent] + 1
+                    count += 1
+        known = heapq.nsmallest(nodes, known)
+        asked = []
+        for _, number, token, parent, chance in known:
+            if level[number] < depth and number not in where:
+                where[number] = tree.add(token, where[parent], chance)
+                asked.append(number)
+    out, place = Sapling(), {-1: -1}
+    for value, number, token, parent, chance in known:
+        if stop is not None and stop(len(out.tokens), -value):
+            break
+        place[number] = out.add(token, place[parent], chance)
+    return out

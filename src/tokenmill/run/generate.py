@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tokenmill.errors import InputError, SpecError
+from tokenmill.errors import InputError
 from tokenmill.method import Method, Recipe
 from tokenmill.method import recipe as as_recipe
+from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session, Stats
 from tokenmill.run.speculate import speculate
 
@@ -32,31 +32,6 @@ class Output:
         return self.text
 
 
-class Sampler:
-    """Greedy at temperature 0; otherwise draws, every row from a generator of its own."""
-
-    def __init__(self, temperature: float, top_p: float, seed: int, rows: int):
-        if temperature < 0:
-            raise SpecError(f"temperature must be 0 (greedy) or above, not {temperature:g}")
-        if not 0 < top_p <= 1:
-            raise SpecError(f"top_p must be in (0, 1], not {top_p:g}")
-        self.temperature, self.top_p = temperature, top_p
-        self.generators = [torch.Generator().manual_seed(seed) for _ in range(rows)]
-
-    def __call__(self, logits: Tensor, row: int | None = None) -> Tensor:
-        """logits (B, V) to tokens (B,). With `row`, all of them belong to that row."""
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        probabilities = (logits.float() / self.temperature).softmax(-1)
-        if self.top_p < 1:
-            ordered, index = probabilities.sort(-1, descending=True)
-            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0
-            probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
-        own = [self.generators[i if row is None else row] for i in range(len(logits))]
-        drawn = [torch.multinomial(p.cpu(), 1, generator=g) for p, g in zip(probabilities, own, strict=True)]
-        return torch.cat(drawn).to(logits.device)
-
-
 def generate(
     model: Any,
     tokenizer: Any,
@@ -70,12 +45,14 @@ def generate(
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
     chunk: int | None = None,
+    assistant: Any = None,
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Output]:
     """Continue each prompt (text, or ids) by up to `max_new_tokens` tokens.
 
     Prompts of different length run in one batch, and each comes out as it would alone. `chunk` reads prompts in
-    pieces; `on_text(row, text)` is called as text grows; text ends before the first of `stop`.
+    pieces; `on_text(row, text)` is called as text grows; text ends before the first of `stop`. `assistant` is a loaded
+    model of the same vocabulary for a recipe with draft_model.
 
     Raises InputError for prompts that are empty or do not fit the model's context, RecipeError for a recipe that
     cannot run, ModelError for logits that are not finite.
@@ -88,15 +65,15 @@ def generate(
         raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     _refuse_too_long(model, wanted, rows, max_new_tokens)
     ends = frozenset() if ignore_eos else _ends(model, tokenizer)
-    sampler = Sampler(temperature, top_p, seed, len(rows))
+    chooser = Chooser(temperature, top_p, seed, len(rows))
     writer = _Writer(tokenizer, len(rows), ends, stop, max_new_tokens, on_text)
-    draft = wanted.get("draft")
-    without = Recipe(tuple(m for m in wanted if m is not draft))
+    draft, rule = wanted.get("draft"), wanted.get("rule")
+    without = Recipe(tuple(m for m in wanted if m not in (draft, rule)))
     if draft is None:
         session = Session(model, without)
         began = time.perf_counter()
         with session.engaged():
-            _plain(session, rows, sampler, writer, chunk)
+            _plain(session, rows, chooser, writer, chunk)
         stats = _timed(session, writer, time.perf_counter() - began)
         kept = session.kept()
         return [_output(writer, row, ids, stats, [layer[row] for layer in kept]) for row, ids in enumerate(rows)]
@@ -104,8 +81,9 @@ def generate(
     for row, ids in enumerate(rows):
         session = Session(model, without)
         began = time.perf_counter()
-        with session.engaged():
-            for tokens in speculate(session, ids, draft, partial(sampler, row=row)):
+        steps = speculate(session, ids, draft, chooser, row=row, rule=rule, tokenizer=tokenizer, assistant=assistant)
+        with session.engaged(), closing(steps):
+            for tokens in steps:
                 if writer.add(row, tokens):
                     break
         stats = _timed(session, writer, time.perf_counter() - began, row)
@@ -113,10 +91,10 @@ def generate(
     return out
 
 
-def _plain(session: Session, rows: list[list[int]], sampler: Sampler, writer: _Writer, chunk: int | None) -> None:
+def _plain(session: Session, rows: list[list[int]], chooser: Chooser, writer: _Writer, chunk: int | None) -> None:
     logits = session.read(rows, chunk=chunk)
     while True:
-        tokens = sampler(logits)
+        tokens = chooser(logits)
         done = [writer.add(row, [token]) for row, token in enumerate(tokens.tolist())]
         if all(done):
             return

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +45,9 @@ class Stats:
     token_layers: int = 0  # tokens times layers computed
     drafted: int = 0  # draft tokens checked
     accepted: int = 0  # draft tokens accepted
+    drafted_by_depth: list[int] = field(default_factory=list)  # passes that drafted so deep; the first level first
+    accepted_by_depth: list[int] = field(default_factory=list)  # passes that accepted so deep
+    draft_bytes: int = 0  # what drafting holds besides the model's own cache
 
 
 def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
@@ -172,10 +176,26 @@ class Session:
             assert isinstance(self._pass, Pass)
             self._pass.accept(nodes)
 
+    def drafted(self, levels: Sequence[int], accepted: int) -> None:
+        """Count a verified draft: the level of each node, 1 for those right below the newest token."""
+        stats = self._stats
+        stats.drafted += len(levels)
+        stats.accepted += accepted
+        for counts, deep in ((stats.drafted_by_depth, max(levels, default=0)), (stats.accepted_by_depth, accepted)):
+            counts += [0] * (deep - len(counts))
+            for level in range(deep):
+                counts[level] += 1
+
+    def hidden(self) -> Tensor:
+        """The final hidden states (B, Q, E) of the newest pass, while the session is engaged."""
+        assert self._engine is not None
+        assert self._engine.hidden is not None
+        return self._engine.hidden
+
     def fork(self) -> Session:
         """A session with the same cache in memory of its own."""
         out = Session(self.model, self.recipe)
-        out._stats = replace(self._stats)
+        out._stats = deepcopy(self._stats)
         out.cache = self.cache.copy() if self.cache is not None else None
         return out
 

@@ -1,62 +1,139 @@
-"""Draft a tree, check it in one pass, keep what the model itself would have said."""
+"""Draft a tree, check it in one pass, keep what the rule accepts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenmill.method import Method
-from tokenmill.ops.trees import accept, ancestors, depths
+from tokenmill.method import Method, get, grown
+from tokenmill.ops.trees import ancestors, chain, depths
+from tokenmill.run import drafter as reading
+from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session
-from tokenmill.types import Draft, Verified
+from tokenmill.types import Draft, Growth, Said, Verified
 
 # Newest prompt tokens whose logits a drafter is shown: the head over a whole long prompt costs more than it gives.
 SHOWN = 256
 
 
 def speculate(
-    session: Session, prompt: list[int], draft: Method, choose: Callable[[Tensor], Tensor]
-) -> Iterator[list[int]]:
-    """Tokens of one row, a list for each pass. `choose` picks from logits (N, V): greedily or by drawing.
+    session: Session,
+    prompt: list[int],
+    draft: Method,
+    chooser: Chooser,
+    *,
+    row: int = 0,
+    rule: Method | None = None,
+    cost: Callable[[int], float] | None = None,
+    tokenizer: Any = None,
+    assistant: Any = None,
+) -> Generator[list[int]]:
+    """Tokens of one row, a list for each pass. `chooser` says how tokens are chosen, its `row` who draws.
 
-    What comes out is what `choose` says after exactly the text that precedes it, so greedy output equals plain
-    greedy decoding and drawn output has the model's distribution. The recipe's cache methods see only tokens that
-    were accepted.
+    Under a lossless rule what comes out is what the chooser says after exactly the text that precedes it, so greedy
+    output equals plain greedy decoding and drawn output has the model's distribution. The recipe's cache methods see
+    only tokens that were accepted. `cost` is a pass's time by width, for trees that ask.
     """
-    ids = torch.tensor([prompt], device=session.model.device)
-    shown = min(len(prompt), SHOWN)
-    logits = session.read(ids, last=shown) if shown > 1 else session.read(ids)[:, None]
-    root = choose(logits[0, -1:])  # (1,)
-    context = torch.cat([ids[0], root])
-    seen = Verified(context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool))
-    state: Any = None
-    limit = getattr(session.model.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
-    yield root.tolist()
-    while True:
-        guess, state = draft(seen, state)
-        guess = _within(guess, limit - len(context))
-        nodes = len(guess.tokens)
-        tokens = torch.cat([root, guess.tokens.to(root)])
-        line = torch.zeros(nodes + 1, nodes + 1, dtype=torch.bool, device=root.device)
-        line[:, 0] = True  # everything hangs below the root
-        line[1:, 1:] = ancestors(guess.parents)
-        depth = torch.cat([root.new_zeros(1), depths(guess.parents).to(root)])
-        logits = session.verify(tokens, depth, line)
-        path, root = accept(guess, choose(logits)[_first_of_equals(guess)])
-        root = root.reshape(1)
-        kept = torch.cat([path.new_zeros(1), path + 1])
-        session.accept(kept)
-        session._stats.drafted += nodes
-        session._stats.accepted += len(path)
-        taken = torch.zeros(nodes + 1, dtype=torch.bool)
-        taken[kept] = True
-        context = torch.cat([context, tokens[kept[1:]], root])
-        seen = Verified(context, tokens, logits, taken)
-        yield [*tokens[kept[1:]].tolist(), *root.tolist()]
+    rule = rule or get("exact")
+    generator = None if chooser.greedy else chooser.generator(row)
+    with ExitStack() as stack:
+        stack.enter_context(session.engaged())
+        ids = torch.tensor([prompt], device=session.model.device)
+        shown = min(len(prompt), SHOWN)
+        logits = session.read(ids, last=shown) if shown > 1 else session.read(ids)[:, None]
+        root = chooser(logits[0, -1:], row)  # (1,)
+        context = torch.cat([ids[0], root])
+        hidden = session.hidden()[0, -shown:]
+        seen = Verified(context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool), hidden=hidden)
+        limit = getattr(session.model.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
+        drafters = [
+            stack.enter_context(reading.engaged(m, session, prompt, tokenizer, assistant))
+            for m in reading.drafters(draft)
+        ]
+        propose = Proposer(draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0))
+        yield root.tolist()
+        while True:
+            guess = propose(seen, limit - len(context))
+            tokens = torch.cat([root, guess.tokens.to(root)])
+            nodes = len(guess.tokens)
+            line = torch.zeros(nodes + 1, nodes + 1, dtype=torch.bool, device=root.device)
+            line[:, 0] = True  # everything hangs below the root
+            line[1:, 1:] = ancestors(guess.parents)
+            levels = line.sum(-1) - 1
+            logits = session.verify(tokens, levels, line)
+            hidden = session.hidden()[0]
+            said = Said(
+                probabilities=partial(_row, chooser, logits),
+                likeliest=chooser(logits, row).tolist() if generator is None else [],
+                generator=generator,
+                logits=logits,
+                hidden=hidden,
+            )
+            path, token = rule(guess, said)
+            root = root.new_tensor([token])
+            kept = torch.tensor([0, *(node + 1 for node in path)], device=root.device)
+            session.accept(kept)
+            session.drafted(levels[1:].tolist(), len(path))
+            taken = torch.zeros(nodes + 1, dtype=torch.bool)
+            taken[kept] = True
+            context = torch.cat([context, tokens[kept[1:]], root])
+            seen = Verified(context, tokens, logits, taken, levels, hidden)
+            yield [*tokens[kept[1:]].tolist(), token]
+            session._stats.draft_bytes = propose.nbytes()
+
+
+def _row(chooser: Chooser, logits: Tensor, row: int) -> Tensor:
+    """What is drawn from after one row of logits: (V,)."""
+    return chooser.probabilities(logits[row : row + 1])[0]
+
+
+class Proposer:
+    """A draft method with its state: asked once a pass for the next draft."""
+
+    def __init__(
+        self,
+        draft: Method,
+        probabilities: Callable[[Tensor], Tensor],
+        generator: torch.Generator | None,
+        drafters: list[reading.Drafter],
+        cost: Callable[[int], float],
+    ):
+        self.draft, self.drafters = grown(draft), drafters
+        self.source = self.draft.knobs.get("source")
+        self.state: Any = None
+        self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)
+
+    def __call__(self, seen: Verified, room: float) -> Draft:
+        for drafter in self.drafters:
+            drafter.follow(seen.context.tolist())
+        if self.source is None:
+            guess, self.state = self.draft(seen, self.state)
+            return _within(guess, room)
+        look, self.state = self.source(seen, self.state, *self.drafters)
+        if room < 1:
+            return chain(seen.context[:0])
+        return self.draft(seen, self._growth(look=look, room=room))
+
+    def nbytes(self) -> int:
+        """Bytes that drafting holds besides the model's own cache."""
+        return _size(self.state) + sum(d.session.stats.cache_bytes for d in self.drafters)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sys.getsizeof(value) + sum(_size(k) + _size(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return sys.getsizeof(value) + sum(map(_size, value))
+    return sys.getsizeof(value)
 
 
 def _within(guess: Draft, room: float) -> Draft:
@@ -67,16 +144,3 @@ def _within(guess: Draft, room: float) -> Draft:
     number = near.cumsum(0) - 1
     parents = guess.parents[near]
     return Draft(guess.tokens[near], torch.where(parents >= 0, number[parents.clamp(min=0)], -1))
-
-
-def _first_of_equals(guess: Draft) -> Tensor:
-    """For the root and each node, the first that stands for the same text: (1 + N,).
-
-    Nodes that stand for one text must get one draw between them. If each had its own, the tokens drafted below any of
-    them would come out more often than the model says.
-    """
-    found: dict[tuple[int, int], int] = {}
-    first = [0]
-    for node, (token, parent) in enumerate(zip(guess.tokens.tolist(), guess.parents.tolist(), strict=True), 1):
-        first.append(found.setdefault((first[parent + 1], token), node))
-    return torch.tensor(first, device=guess.tokens.device)

@@ -1,23 +1,40 @@
 """Prompt lookup: what followed the last time these words were used is drafted again; the baseline without a paper.
 
-    the longest n <= ngram such that the newest n tokens occur earlier;  draft = the `nodes` tokens that followed
+    the longest n <= ngram such that the newest n tokens occur earlier;  guess = the token that followed, then the next
 
 The newest earlier use counts. An idea of Saxena, "Prompt Lookup Decoding", 2023.
+
+The state is an index of the text, from runs of tokens to where they ended last, and is written into.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from tokenmill.method import method
-from tokenmill.ops.trees import chain
-from tokenmill.types import Draft, Verified
+from tokenmill.types import Guess, Tree, Verified
+
+State = tuple[list[int], dict[tuple[int, ...], int]]  # the text indexed so far; run of tokens -> place after it
 
 
-@method(title="", lossless=True)
-def prompt_lookup(seen: Verified, state: None, *, ngram: int = 3, nodes: int = 8) -> tuple[Draft, None]:
-    text = seen.context  # (T,)
-    for n in range(min(ngram, len(text) - 1), 0, -1):
-        found = (text[:-1].unfold(0, n, 1) == text[-n:]).all(-1).nonzero().flatten()  # starts of earlier uses
-        if len(found):
-            after = int(found[-1]) + n
-            return chain(text[after : after + nodes]), None
-    return chain(text[:0]), None
+@method(title="", role="source", tree="chain", lossless=True)
+def prompt_lookup(seen: Verified, state: State | None, *, ngram: int = 3) -> tuple[object, State]:
+    text, after = state or ([], {})
+    text += seen.context[len(text) :].tolist()
+    first = after.get((), 0)  # under the empty run: how much of the text is indexed
+    for end in range(max(first, 1), len(text)):
+        for n in range(1, min(ngram, end) + 1):
+            after[tuple(text[end - n : end])] = end
+    after[()] = max(len(text), 1)
+    place = {-1: next((after[run] for n in range(ngram, 0, -1) if (run := tuple(text[-n:])) in after), len(text))}
+
+    def look(tree: Tree, at: Sequence[int]) -> Guess:
+        for node in at:
+            if node >= 0:  # the copy goes on where its parent's ended
+                place[node] = place[tree.parents[node]] + 1
+        found = [text[place[node]] if place[node] < len(text) else -1 for node in at]
+        return Guess(torch.tensor(found)[:, None], torch.full((len(at), 1), 0.5))
+
+    return look, (text, after)

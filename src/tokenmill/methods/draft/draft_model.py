@@ -1,0 +1,34 @@
+"""Draft model: a second, smaller model of the same vocabulary writes the draft.
+
+    guesses after a text = the likeliest tokens of q(. | text), q being the second model
+
+Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", 2023; Chen et al., 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from tokenmill.method import method
+from tokenmill.ops.sampling import likeliest
+from tokenmill.types import Guess, Tree, Verified
+
+
+@method(
+    title="Fast Inference from Transformers via Speculative Decoding",
+    paper="arXiv:2211.17192",
+    year=2022,
+    needs=("drafter",),
+    role="source",
+    tree="chain",
+    lossless=True,
+)
+def draft_model(
+    seen: Verified, state: None, drafter: Callable[[Tree, Sequence[int]], Tensor], *, model: str = "", width: int = 8
+) -> tuple[object, None]:
+    def look(tree: Tree, at: Sequence[int]) -> Guess:
+        return likeliest(drafter(tree, at), width)
+
+    return look, None

@@ -1,0 +1,91 @@
+"""Drawing tokens: without replacement, and so that drafting leaves the distribution as it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenmill.types import Draft, Growth, Guess, Said
+
+
+def gumbel_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise, drawn on the generator's device."""
+    uniform = torch.rand(x.shape, generator=generator, dtype=torch.float64).clamp(min=1e-300)
+    return (-(-uniform.log()).clamp(min=1e-300).log()).to(x.device)
+
+
+def without_replacement(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` different tokens from each row (M, V), in the order of drawing: (M, count), -1 where none is left.
+
+    Gumbel top-k: the order of log p + Gumbel noise is that of drawing one after the other.
+    """
+    count = min(count, probabilities.shape[-1])
+    noisy = probabilities.double().log() + gumbel_like(probabilities, generator)
+    value, token = noisy.topk(count, dim=-1)
+    return torch.where(value.isfinite(), token, -1)
+
+
+def draw(probabilities: Tensor, generator: torch.Generator) -> int:
+    """One token from (V,)."""
+    return int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
+
+
+def residual_walk(draft: Draft, below: dict[int, list[int]], said: Said) -> tuple[list[int], int]:
+    """Down the tree by rejection: what comes out is distributed as the model's own draws, whatever was drafted.
+
+        a child x is taken with probability min(1, p(x) / q(x));  else p <- (p - q)+ / sum, q <- q without x / sum
+
+    p is what the model draws from after the node, q what the child was drawn from; of a token that was chosen, not
+    drawn, q is 1 for that token. When no child is left, the next token is drawn from p. Chen et al. 2023 for a chain,
+    Jeon et al. 2024 for children drawn without replacement.
+    """
+    tokens, path, at = draft.tokens.tolist(), [], -1
+    generator = said.generator
+    assert generator is not None, "a greedy choice is accepted by equality"
+    while True:
+        p, q = said.probabilities(at + 1).double(), draft.drawn.get(at)
+        q = None if q is None else q.double().clone()
+        for child in below.get(at, ()):
+            token = tokens[child]
+            chance = p[token] if q is None else p[token] / q[token]
+            if float(torch.rand((), generator=generator, dtype=torch.float64)) < float(chance):
+                path.append(child)
+                at = child
+                break
+            p = p.clone()
+            if q is None:
+                p[token] = 0
+            else:
+                p = (p - q).clamp(min=0)
+                q[token] = 0
+                q /= q.sum().clamp(min=1e-300)
+            total = p.sum()
+            if not total > 0:  # p was q but for rounding: the child would have been taken
+                path.append(child)
+                at = child
+                break
+            p = p / total
+        else:
+            return path, draw(p, generator)
+
+
+def offered(grow: Growth, guess: Guess, count: int) -> tuple[list[list[tuple[int, float]]], Tensor | None]:
+    """At most `count` (token, chance) below each of M nodes, and the distributions (M, V) they were drawn from.
+
+    None instead of distributions: the tokens are the source's likeliest. They are drawn where the model's own tokens
+    are, from a source that knows a whole distribution.
+    """
+    if grow.generator is None or guess.logits is None:
+        tokens, chances, q = guess.tokens[:, :count], guess.chances[:, :count], None
+    else:
+        q = grow.probabilities(guess.logits)  # (M, V)
+        tokens = without_replacement(q, count, grow.generator)
+        chances = q.gather(-1, tokens.clamp(min=0))
+    rows = zip(tokens.tolist(), chances.tolist(), strict=True)
+    return [[(t, c) for t, c in zip(*row, strict=True) if t >= 0] for row in rows], q
+
+
+def likeliest(logits: Tensor, width: int) -> Guess:
+    """The guesses of a source that knows a whole distribution, (M, V) logits."""
+    values, tokens = logits.topk(min(width, logits.shape[-1]), dim=-1)
+    return Guess(tokens, (values - logits.logsumexp(-1, keepdim=True)).exp(), logits)

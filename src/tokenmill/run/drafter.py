@@ -1,0 +1,133 @@
+"""The model behind a draft: a second one, or the first layers of the same. It reads a draft level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenmill.errors import ModelError, SpecError
+from tokenmill.method import Method, Recipe, method
+from tokenmill.models.cache import MillCache
+from tokenmill.run.session import Session
+from tokenmill.types import Depth, Step, Tree
+
+
+@method(verb="skip", title="")
+def shallow(step: Step, *, layers: int = 8) -> Depth:
+    """The first layers of every pass."""
+    return Depth(tuple(range(layers)), fill="missing")
+
+
+class Drafter:
+    """A model with a cache that follows the text: asked about nodes of a growing draft, it reads them.
+
+    Nodes wait in its cache until the text has gone on; those that came true stay, the others leave.
+    """
+
+    def __init__(self, session: Session, read: int):
+        self.session = session
+        self._read = read  # tokens of the text its cache holds
+        self._slots: dict[tuple[int, int], int] = {}  # (slot of the parent, token) -> slot; -1: below the root
+        self._root = torch.empty(0)
+        self._slot_of: dict[int, int] = {-1: -1}  # node of the growing draft -> slot
+        self._lines: list[list[int]] = []  # of each slot: the slots on its way from the root, its own last
+
+    def follow(self, context: list[int]) -> None:
+        """Take in what the text has become; the logits after its last token are then known."""
+        line: list[int] = []
+        new, at = context[self._read :], -1
+        while len(line) < len(new) - 1 and (at, new[len(line)]) in self._slots:
+            at = self._slots[at, new[len(line)]]
+            line.append(at)
+        if self._slots:
+            self.session.accept(torch.tensor(line, dtype=torch.long, device=self.session.model.device))
+        ids = torch.tensor([new[len(line) :]], device=self.session.model.device)
+        self._root = self.session.read(ids)[0]  # (V,)
+        self._read = len(context)
+        self._slots, self._slot_of, self._lines = {}, {-1: -1}, []
+
+    def __call__(self, tree: Tree, at: Sequence[int]) -> Tensor:
+        """The logits after these nodes (M, V); what lies above them was asked about before."""
+        new = [node for node in at if node not in self._slot_of]
+        if new:
+            first = len(self._lines)
+            for node in new:
+                above = self._slot_of[tree.parents[node]]
+                slot = self._slot_of[node] = self._slots[above, tree.tokens[node]] = len(self._lines)
+                self._lines.append([*(self._lines[above] if above >= 0 else ()), slot])
+            lines = self._lines[first:]
+            sees = torch.zeros(len(new), len(self._lines), dtype=torch.bool)
+            for row, line in enumerate(lines):
+                sees[row, line] = True
+            device = self.session.model.device
+            tokens = torch.tensor([tree.tokens[node] for node in new], device=device)
+            levels = torch.tensor([len(line) - 1 for line in lines], device=device)
+            read = self.session.verify(tokens, levels, sees.to(device))
+        known = {node: read[row] for row, node in enumerate(new)} | {-1: self._root}
+        return torch.stack([known[node] for node in at])
+
+
+def drafters(draft: Method) -> list[Method]:
+    """The methods behind a draft that read with a model of their own."""
+    inside = [draft, *(k for k in draft.knobs.values() if isinstance(k, Method))]
+    return [m for m in inside if "drafter" in m.card.needs]
+
+
+@contextmanager
+def engaged(source: Method, session: Session, prompt: list[int], tokenizer: Any, assistant: Any) -> Iterator[Drafter]:
+    """A drafter for a text whose prompt the main session has read."""
+    if "layers" in source.knobs:
+        yield Drafter(_shallow(session, source), len(prompt))
+        return
+    model = assistant if assistant is not None else _second(source.knobs["model"])[0]
+    _same_vocabulary(session.model, model, tokenizer, source)
+    own = Session(model)
+    with own.engaged():
+        yield Drafter(own, 0)
+
+
+def _shallow(session: Session, source: Method) -> Session:
+    """The same model under the same engine, with a copy of its first layers' cache."""
+    layers, count = source.knobs["layers"], len(session.cache.stores) if session.cache is not None else 0
+    if layers >= count:
+        raise SpecError(f"{source!r}: layers must be fewer than the model's {count}")
+    recipe = Recipe((shallow(layers=layers),))
+    out = Session(session.model, recipe)
+    assert session.cache is not None
+    cache = MillCache(recipe, count)
+    cache.stores[:layers] = [store.copy() for store in session.cache.stores[:layers]]
+    cache.columns, cache.seen = session.cache.columns, session.cache.seen
+    out.cache, out._engine = cache, session._engine
+    return out
+
+
+@lru_cache(maxsize=2)
+def _second(name: str) -> tuple[Any, Any]:
+    if not name:
+        raise SpecError(
+            "draft_model needs a model to draft with: draft_model(model='name or folder'), or generate(assistant=model)"
+        )
+    from tokenmill.models.load import load
+
+    return load(name)
+
+
+def _same_vocabulary(model: Any, other: Any, tokenizer: Any, source: Method) -> None:
+    sizes = [m.get_input_embeddings().weight.shape[0] for m in (model, other)]
+    if sizes[0] != sizes[1]:
+        raise ModelError(
+            f"{source!r} drafts with a vocabulary of {sizes[1]} tokens and the model has {sizes[0]}; "
+            "a draft model must share the model's tokenizer"
+        )
+    name = source.knobs.get("model")
+    theirs = _second(name)[1] if name else None
+    if tokenizer is not None and theirs is not None and tokenizer.get_vocab() != theirs.get_vocab():
+        raise ModelError(
+            f"{source!r} has another tokenizer than the model, so its tokens mean other text; "
+            "a draft model must share the model's tokenizer"
+        )
