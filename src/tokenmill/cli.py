@@ -50,6 +50,9 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="smollm2 (the default model), a Hugging Face name, or a local folder.")]
+Weights = Annotated[
+    str, typer.Option(help="Number format of the weights on a CPU: float32, bfloat16, float16, int8, int4 or auto.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Before = Annotated[Path | None, typer.Option("--input", help="A text file that goes before the prompt.")]
 Input = Annotated[Path | None, typer.Option("--input", help="A text file of your own.")]
@@ -143,6 +146,7 @@ def run(
         Path | None, typer.Option(help="The recipe.toml of a compare run; its recipe instead of --recipe.")
     ] = None,
     model: Model = "smollm2",
+    weights: Weights = "float32",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 128,
     input: Before = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
@@ -153,7 +157,7 @@ def run(
     import tokenmill as tm
 
     chosen = tm.recipe(recipe if recipe_file is None else _recipe_in(recipe_file))
-    loaded, tokenizer = tm.load(model)
+    loaded, tokenizer = tm.load(model, weights=weights)
 
     def emit(row: int, piece: str) -> None:
         print(piece, end="", flush=True)
@@ -195,6 +199,7 @@ def explain(
         str | None, typer.Option(help="The next token to explain; the likeliest one if not given.")
     ] = None,
     model: Model = "smollm2",
+    weights: Weights = "float32",
     input: Before = None,
     seed: Seed = 0,
 ) -> None:
@@ -203,7 +208,7 @@ def explain(
     import tokenmill as tm
 
     tm.parse(method)  # a typo is told before a model is loaded
-    loaded, tokenizer = tm.load(model)
+    loaded, tokenizer = tm.load(model, weights=weights)
     told = tm.explain(loaded, tokenizer, text, method=method, target=target, seed=seed, progress=sys.stderr.isatty())
     console = _console()
     console.print(told)
@@ -216,6 +221,7 @@ def explain(
 def compare(
     track: Annotated[str, typer.Argument(help="What to compare: " + ", ".join(TRACKS))],
     model: Model = "smollm2",
+    weights: Weights = "float32",
     methods: Annotated[
         str | None, typer.Option(help="Specs with commas between them; all that fit if not given.")
     ] = None,
@@ -243,6 +249,7 @@ def compare(
     measure(
         track,
         model=model,
+        weights=weights,
         methods=specs,
         budgets=shares,
         input=input,
@@ -264,11 +271,12 @@ def reproduce(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, wider intervals.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     model: Model = "smollm2",
+    weights: Weights = "float32",
 ) -> None:
     """Run a published claim again here: holds, fails, or out of reach, with the numbers."""
     from tokenmill.claims import reproduce as rerun
 
-    rerun(names, out=out, model=model, seeds=seeds, quick=quick, console=_console())
+    rerun(names, out=out, model=model, weights=weights, seeds=seeds, quick=quick, console=_console())
 
 
 def split_specs(text: str) -> list[str]:

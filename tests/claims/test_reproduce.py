@@ -34,7 +34,7 @@ def lab():
 @pytest.fixture
 def tiny_model(monkeypatch):
     module = importlib.import_module("tokenmill.claims.reproduce")
-    monkeypatch.setattr(module, "load", lambda name: (tiny(), tiny_tokenizer()))
+    monkeypatch.setattr(module, "load", lambda name, **_: (tiny(), tiny_tokenizer()))
 
 
 def quiet():

@@ -39,6 +39,7 @@ def compare(
     track: str,
     *,
     model: str = "smollm2",
+    weights: str = "float32",
     methods: Sequence[str] | None = None,
     budgets: Sequence[float] | None = None,
     input: str | Path | None = None,
@@ -69,6 +70,7 @@ def compare(
     settings = {
         "track": track,
         "model": model,
+        "weights": weights,
         "methods": [row.spec for row in rows],
         "budgets": list(shares),
         "seed": seed,
@@ -77,11 +79,11 @@ def compare(
         "plan": _sha(json.dumps(asdict(plan))),
         "versions": _versions(),
     }
-    again = _command(track, model, methods, budgets, input, folder, seed, quick, prompt)
+    again = _command(track, model, weights, methods, budgets, input, folder, seed, quick, prompt)
     with Store(folder, settings, resume=resume) as store:
         try:
             return _measure(
-                store, console, track=track, model=model, rows=rows, plan=plan, seed=seed, quick=quick,
+                store, console, track=track, model=model, weights=weights, rows=rows, plan=plan, seed=seed, quick=quick,
                 source=source, input=input, prompt=prompt, settings=settings,
             )  # fmt: skip
         except KeyboardInterrupt:
@@ -93,11 +95,12 @@ def compare(
 
 
 def _measure(
-    store: Store, console: Console, *, track: str, model: str, rows: list[RowSpec], plan: tasks.Plan, seed: int,
-    quick: bool, source: list[str] | None, input: str | Path | None, prompt: str | None, settings: dict[str, Any],
+    store: Store, console: Console, *, track: str, model: str, weights: str, rows: list[RowSpec], plan: tasks.Plan,
+    seed: int, quick: bool, source: list[str] | None, input: str | Path | None, prompt: str | None,
+    settings: dict[str, Any],
 ) -> Path:  # fmt: skip
     with console.status(f"loading {model}"):
-        network, tokenizer = _load(model)
+        network, tokenizer = _load(model, weights)
     context = _context(network)
     plan = plan.scaled(context)
     if not plan.tasks:
@@ -173,10 +176,10 @@ def _run(work: Sweep, console: Console) -> None:
         work.run(tick)
 
 
-def _load(model: str) -> tuple[Any, Any]:
+def _load(model: str, weights: str) -> tuple[Any, Any]:
     from tokenmill.models.load import load
 
-    return load(model)
+    return load(model, weights=weights)
 
 
 def _engine() -> Engine:
@@ -202,7 +205,7 @@ def _same_weights(store: Store, network: Any, model: str) -> None:
         store.add("(model)", 0, "weights", now, 0.0)
     elif known[0] != now:
         raise StoreError(
-            f"{store.folder} was measured with other weights of {model} (or another dtype); use another --out"
+            f"{store.folder} was measured with other weights of {model} (or another number format); use another --out"
         )
 
 
@@ -218,11 +221,12 @@ def _folder(track: str, out: str | Path | None, resume: bool) -> Path:
 
 
 def _command(
-    track: str, model: str, methods: Sequence[str] | None, budgets: Sequence[float] | None,
+    track: str, model: str, weights: str, methods: Sequence[str] | None, budgets: Sequence[float] | None,
     input: str | Path | None, folder: Path, seed: int, quick: bool, prompt: str | None,
 ) -> str:  # fmt: skip
     words = ["tokenmill", "compare", track, "--out", str(folder), "--resume"]
     words += ["--model", model] if model != "smollm2" else []
+    words += ["--weights", weights] if weights != "float32" else []
     words += ["--methods", ", ".join(methods)] if methods is not None else []
     words += ["--budgets", ",".join(f"{b:g}" for b in budgets)] if budgets is not None else []
     words += ["--input", str(input)] if input is not None else []

@@ -29,6 +29,7 @@ def reproduce(
     *,
     out: str | os.PathLike[str] | None = None,
     model: str = "smollm2",
+    weights: str = "float32",
     seeds: int = 3,
     quick: bool = False,
     console: Console | None = None,
@@ -45,7 +46,7 @@ def reproduce(
     console = console or Console()
     if missing:
         console.print(f"no claim is written yet for {', '.join(missing)}; the others are run", highlight=False)
-    network, tokenizer = load(model)
+    network, tokenizer = load(model, weights=weights)
     written, rows = [], []
     columns = (
         SpinnerColumn(),
@@ -62,7 +63,7 @@ def reproduce(
                 bar.update(task, description=f"{name}: {step}")
 
             tick("starting")
-            made = run_claim(name, Lab(network, tokenizer, list(range(seeds)), quick, tick), model)
+            made = run_claim(name, Lab(network, tokenizer, list(range(seeds)), quick, tick), model, weights)
             written.append(_write(folder, made))
             rows.append(made)
             bar.console.print(f"[{COLOURS[made.verdict]}]{made.verdict:12}[/] {name}", highlight=False)
@@ -71,7 +72,7 @@ def reproduce(
     return written
 
 
-def run_claim(name: str, lab: Lab, model: str = "smollm2") -> Reproduction:
+def run_claim(name: str, lab: Lab, model: str = "smollm2", weights: str = "float32") -> Reproduction:
     """Measure one claim and judge it."""
     claim: Claim = importlib.import_module(f"{PAPERS}.{name}")  # type: ignore[assignment]
     began = time.perf_counter()
@@ -104,6 +105,7 @@ def run_claim(name: str, lab: Lab, model: str = "smollm2") -> Reproduction:
         environment={
             **environment(lab.model, lab.quick),
             "name": model,
+            "weights": weights,
             "seconds": round(time.perf_counter() - began, 1),
         },
         seeds=lab.seeds,

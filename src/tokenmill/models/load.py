@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from tokenmill.errors import ModelError, did_you_mean
 from tokenmill.models.default import NAME, default_model
+from tokenmill.models.weights import known, pack
 
 
 def load(
@@ -30,13 +31,15 @@ def load(
     *,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
+    weights: str = "float32",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A decoder in eval mode and its tokenizer.
 
-    `name` is "smollm2" (the default model, no network), a name on the Hugging Face Hub, or a local folder.
+    `name` is "smollm2" (the default model, no network), a name on the Hugging Face Hub, or a local folder. `weights`
+    is the number format they are held in on a CPU: float32 (as `dtype` says), bfloat16, float16, int8, int4, or auto.
     Raises ModelError, in one line, for what is missing, not reachable, or not a decoder.
     """
-    dtype, device = _dtype(dtype), _device(device)
+    dtype, device, weights = _dtype(dtype), _device(device), known(weights)
     name, where = str(name), str(Path(name).expanduser())
     local = name == NAME or (bool(name.strip()) and Path(where).exists())
     if not local:
@@ -57,7 +60,7 @@ def load(
         raise ModelError(
             f"'{name}' lacks {len(missing)} of its weights, such as {missing[0]}; get a complete copy of it"
         )
-    return model.to(device).eval(), tokenizer
+    return pack(model.to(device).eval(), weights), tokenizer
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -180,7 +180,7 @@ def _refuse_too_long(model: Any, recipe: Recipe, rows: list[list[int]], new: int
             f"the prompt has {longest} tokens and {new} more are asked for, but the model's context is {limit}; "
             "shorten it, ask for fewer, or use streaming_llm(slots=…), which renumbers positions"
         )
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().num_embeddings
     for row in rows:
         if max(row) >= vocabulary or min(row) < 0:
             wrong = min(row) if min(row) < 0 else max(row)

@@ -1,0 +1,236 @@
+"""Number formats for a model's weights: fewer bytes to read for every token, and what each format gives up.
+
+Matrix products at batch 1 wait for weights, so bytes are time. `pack` replaces the linear layers of a decoder (and
+its embedding and head) by modules that hold codes instead of floats. Activations stay as they are.
+
+    float16   11 bits of mantissa; products in float32
+    bfloat16  8 bits of mantissa, activations and cache too: the model cast, as dtype= does
+    int8      w = scale * code, one scale for every output
+    int4      w = scale * code + least, one scale and one least weight for 32 neighbours; the table of tokens in int8
+
+A row's result never depends on the rows beside it, so a draft that is checked in one pass says what one token at a
+time would have said.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tokenmill.errors import ModelError, did_you_mean
+
+FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
+AUTO = "auto"
+BLOCK = 32  # weights that share a scale in int4
+MANY = 64  # rows from which weights are unpacked once for all of them
+DIGIT = 63  # activations are split in two digits of 7 bits: fbgemm adds pairs of products in 16 bits
+LEAST = 1e-30  # a row of zeros has no scale
+
+
+def known(weights: str) -> str:
+    """The format's name, or a ModelError that says what exists."""
+    if weights not in (*FORMATS, AUTO):
+        raise ModelError(f"no weights format '{weights}'; {did_you_mean(weights, (*FORMATS, AUTO))}")
+    return weights
+
+
+class Product(nn.Module):
+    """A linear layer over packed weights: (..., K) to (..., N)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ModelError("packed weights give no gradients; load the model with weights='float32'")
+        flat = x.reshape(-1, self.in_features).float()
+        out = self.rows(flat)
+        out = out if self.bias is None else out + self.bias
+        return out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x (M, K) float32 to (M, N) float32."""
+        raise NotImplementedError
+
+    @property
+    def held(self) -> int:
+        """Bytes of the packed weights."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights as the format holds them, (N, K) float32: unpacked anew at every call."""
+        eye = torch.eye(self.in_features)
+        return torch.cat([self.rows(part) for part in eye.split(MANY)]).T
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}"
+
+
+class Half(Product):
+    """float16 weights, float32 products."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__(weight, bias)
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
+
+    def rows(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+
+    @property
+    def held(self) -> int:
+        return 2 * self.in_features * self.out_features
+
+
+class Bytes(Product):
+    """int8 weights, a scale an output; activations as two digits of 7 bits with a scale a row.
+
+    x = a (q + r / 126) / 63, with q and r whole numbers: both digits go through one integer product, which is exact.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__(weight, bias)
+        scale = (weight.float().abs().amax(1) / 127).clamp(min=LEAST)
+        with warnings.catch_warnings():  # this tensor type is on its way out; the product is not
+            warnings.simplefilter("ignore")
+            codes = torch.quantize_per_channel(
+                weight.float(), scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8
+            )
+        self.packed = torch.ops.quantized.linear_prepack(codes, None)
+
+    def rows(self, x: Tensor) -> Tensor:
+        a = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True).clamp_(min=LEAST)
+        y = x * (DIGIT / a)  # (M, K) within +-63
+        q = y.round()
+        digits = torch.cat([q, (y - q).mul_(2 * DIGIT)])  # (2 M, K)
+        out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(digits, 1.0, DIGIT + 1, self.packed)
+        high, low = out.chunk(2)
+        return torch.add(high, low, alpha=0.5 / DIGIT).mul_(a / DIGIT)
+
+    @property
+    def held(self) -> int:
+        return self.out_features * (self.in_features + 4)
+
+
+class Nibbles(Product):
+    """int4 weights in blocks of 32 with a scale and a least weight; products of 16-bit activations."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__(weight, bias)
+        codes, scale, least = blocks_of_4(weight)
+        pad = -len(codes) % 16  # the kernel takes outputs by sixteens
+        middle = least + 8 * scale  # it counts codes from -8
+        self.register_buffer(
+            "codes", torch.ops.aten._convert_weight_to_int4pack_for_cpu(F.pad(codes.int(), (0, 0, 0, pad)), 1)
+        )
+        scales = F.pad(torch.stack([scale, middle], -1), (0, 0, 0, 0, 0, pad))  # (N, K / 32, 2)
+        self.register_buffer("scales", scales.transpose(0, 1).contiguous().bfloat16())
+
+    def rows(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, -x.shape[1] % BLOCK)).bfloat16()
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.codes, BLOCK, self.scales)
+        return out[:, : self.out_features].float()
+
+    @property
+    def held(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
+
+class Table(nn.Module):
+    """The embedding of tokens in int8, a scale for 32 neighbours."""
+
+    def __init__(self, table: nn.Embedding):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = table.weight.shape
+        self.padding_idx = table.padding_idx
+        self.factor = float(getattr(table, "embed_scale", 1.0))  # Gemma
+        codes, scale = blocks_of_8(table.weight.data)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found = self.codes[ids].unflatten(-1, (-1, BLOCK)) * self.scale[ids].float()[..., None]
+        return found.flatten(-2)[..., : self.embedding_dim] * self.factor
+
+    @property
+    def weight(self) -> Tensor:
+        """The table in float32: unpacked anew at every call."""
+        return self(torch.arange(self.num_embeddings))
+
+    @property
+    def held(self) -> int:
+        return self.codes.nbytes + self.scale.nbytes
+
+
+def blocks_of_4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes 0 to 15 (N, K'), scale and least weight of each 32 (N, K' / 32); K' is K rounded up.
+
+    Weights that were unpacked from such blocks get exactly the blocks they came from.
+    """
+    blocks = F.pad(weight.float(), (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    low, high = blocks.aminmax(dim=-1)
+    least, scale = low.half().float(), ((high - low) / 15).half().float()
+    codes = ((blocks - least[..., None]) / scale[..., None].clamp(min=LEAST)).round().clamp(0, 15)
+    return codes.flatten(1).byte(), scale, least
+
+
+def blocks_of_8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes -127 to 127 (N, K') and the scale of each 32 (N, K' / 32) in float16."""
+    blocks = F.pad(weight.float(), (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    scale = (blocks.abs().amax(-1) / 127).half()
+    codes = (blocks / scale.float()[..., None].clamp(min=LEAST)).round().clamp(-127, 127)
+    return codes.flatten(1).char(), scale
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor | None], Product]] = {"float16": Half, "int8": Bytes, "int4": Nibbles}
+
+
+def pack(model: Any, weights: str) -> Any:
+    """The model with its linear layers, head and embedding in this format. What it held before is freed."""
+    if known(weights) == AUTO:
+        weights = fastest(model)
+    if weights == "float32":
+        return model
+    if weights == "bfloat16":
+        return model.to(torch.bfloat16)
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise ModelError(
+            f"weights='{weights}' has products for a CPU and the model is on {device}; "
+            "use weights='bfloat16' there, or device='cpu'"
+        )
+    if weights != "int4" and "fbgemm" not in torch.backends.quantized.supported_engines:
+        raise ModelError(f"weights='{weights}' needs a CPU with AVX2 (torch's fbgemm); use bfloat16 or int4")
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear | Conv1D):
+            weight = layer.weight.data if isinstance(layer, nn.Linear) else layer.weight.data.T
+            kind = PRODUCTS["int8" if weights == "int4" and layer is head else weights]
+            _put(model, name, kind(weight, layer.bias))
+        elif layer is table:
+            _put(model, name, Table(layer))
+    return model.requires_grad_(False)
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, layer)
+
+
+def fastest(model: Any) -> str:
+    """What `auto` takes."""
+    return "int8"
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of all weights, packed or not."""
+    own = {id(p): p.nbytes for p in model.parameters()}
+    return sum(own.values()) + sum(m.held for m in model.modules() if isinstance(m, Product | Table))
