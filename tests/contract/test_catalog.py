@@ -48,7 +48,7 @@ def test_the_catalogue_reads_what_importing_finds(name):
         entry.year,
         entry.needs,
     )
-    own = [k for k in m.defaults if m.verb != "score" or k not in ("budget", "slots")]
+    own = [k for k in m.defaults if k not in m.extra]
     assert list(entry.knobs) == own
     assert set(entry.needs) <= set(NEEDS)
     assert m.card.same_as == "" or m.card.same_as in ENTRIES

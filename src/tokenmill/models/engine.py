@@ -202,7 +202,7 @@ class Pass:
             view = store.view()
         keys, values, positions = view
         even = store.even and self.visible is None and self.valid is None and within and self.plan.select is None
-        if even and self.new == 1:
+        if even and self._sees_all:
             mask = None
         elif even:
             mask = self._shared_mask(held, groups)
@@ -211,6 +211,11 @@ class Pass:
             mask = from_positions[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)  # (B, K, G Q, T)
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
         return out.reshape(*queries.shape[:3], -1)
+
+    @property
+    def _sees_all(self) -> bool:
+        """One token that sees whatever is stored: not a node whose siblings are."""
+        return self.new == 1 and (self.tree is None or self.tree.shape[1] == 1)
 
     @staticmethod
     def _heads(store: Store) -> int:
@@ -249,7 +254,7 @@ class Pass:
         out = folded.new_empty(*folded.shape[:3], lanes.values.shape[-1])
         for b, k, keys, values, positions in lanes.lanes():
             mask = None
-            if self.new > 1 or window is not None or self.valid is not None:
+            if not self._sees_all or window is not None or self.valid is not None:
                 at = self.positions[b][:, None]  # (Q, 1)
                 mask = positions <= at
                 if window is not None:

@@ -87,6 +87,8 @@ def engaged(source: Method, session: Session, prompt: list[int], tokenizer: Any,
     model = assistant if assistant is not None else _second(source.knobs["model"])[0]
     _same_vocabulary(session.model, model, tokenizer, source)
     own = Session(model)
+    if model is session.model:  # under the engine already
+        own._engine = session._engine
     with own.engaged():
         yield Drafter(own, 0)
 
