@@ -80,6 +80,7 @@ NEEDS = {
     "queries": "the newest queries: as many as the knob `window` says (None: all of the pass)",
     "all_queries": "every query of the pass, at every pass",
     "rotary": "rotary positions (refused on models with learned ones)",
+    "cost": "what a pass costs by width on this machine, measured once",
     "drafter": "a second model, or part of the first, that reads what is drafted",
     "hidden": "the model's final hidden states of what was verified",
 }

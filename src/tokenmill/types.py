@@ -144,6 +144,7 @@ class Verified:
     accepted: Tensor  # (N,) bool: nodes that became part of the context
     depths: Tensor | None = None  # (N,) how far below the root of its tree each node was; None on the first call
     hidden: Tensor | None = None  # (N, E) final hidden states, where the card asks for them
+    before: Tensor | None = None  # (N,) the token each node follows, -1 = none
 
 
 @dataclass(frozen=True)

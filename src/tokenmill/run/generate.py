@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from tokenmill.errors import InputError
-from tokenmill.method import Method, Recipe
+from tokenmill.method import Method, Recipe, grown
 from tokenmill.method import recipe as as_recipe
 from tokenmill.run.choose import Chooser
+from tokenmill.run.cost import cost_of
 from tokenmill.run.session import Session, Stats
 from tokenmill.run.speculate import speculate
 
@@ -77,11 +78,14 @@ def generate(
         stats = _timed(session, writer, time.perf_counter() - began)
         kept = session.kept()
         return [_output(writer, row, ids, stats, [layer[row] for layer in kept]) for row, ids in enumerate(rows)]
+    cost = cost_of(model) if "cost" in grown(draft).card.needs else None
     out = []
     for row, ids in enumerate(rows):
         session = Session(model, without)
         began = time.perf_counter()
-        steps = speculate(session, ids, draft, chooser, row=row, rule=rule, tokenizer=tokenizer, assistant=assistant)
+        steps = speculate(
+            session, ids, draft, chooser, row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant
+        )
         with session.engaged(), closing(steps):
             for tokens in steps:
                 if writer.add(row, tokens):

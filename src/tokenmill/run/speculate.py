@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenmill.method import Method, get, grown
@@ -51,7 +52,10 @@ def speculate(
         root = chooser(logits[0, -1:], row)  # (1,)
         context = torch.cat([ids[0], root])
         hidden = session.hidden()[0, -shown:]
-        seen = Verified(context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool), hidden=hidden)
+        seen = Verified(
+            context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool),
+            hidden=hidden, before=F.pad(ids[0], (1, 0), value=-1)[-shown - 1 : -1],
+        )  # fmt: skip
         limit = getattr(session.model.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
         drafters = [
             stack.enter_context(reading.engaged(m, session, prompt, tokenizer, assistant))
@@ -81,10 +85,11 @@ def speculate(
             kept = torch.tensor([0, *(node + 1 for node in path)], device=root.device)
             session.accept(kept)
             session.drafted(levels[1:].tolist(), len(path))
+            before = torch.cat([context[-2:-1], tokens[guess.parents.to(root) + 1]])
             taken = torch.zeros(nodes + 1, dtype=torch.bool)
             taken[kept] = True
             context = torch.cat([context, tokens[kept[1:]], root])
-            seen = Verified(context, tokens, logits, taken, levels, hidden)
+            seen = Verified(context, tokens, logits, taken, levels, hidden, before)
             yield [*tokens[kept[1:]].tolist(), token]
             session._stats.draft_bytes = propose.nbytes()
 
@@ -108,6 +113,7 @@ class Proposer:
         self.draft, self.drafters = grown(draft), drafters
         self.source = self.draft.knobs.get("source")
         self.state: Any = None
+        self.tree_state: Any = None
         self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)
 
     def __call__(self, seen: Verified, room: float) -> Draft:
@@ -119,11 +125,14 @@ class Proposer:
         look, self.state = self.source(seen, self.state, *self.drafters)
         if room < 1:
             return chain(seen.context[:0])
-        return self.draft(seen, self._growth(look=look, room=room))
+        if not self.draft.stateful:
+            return self.draft(seen, self._growth(look=look, room=room))
+        guess, self.tree_state = self.draft(seen, self._growth(look=look, room=room), self.tree_state)
+        return guess
 
     def nbytes(self) -> int:
         """Bytes that drafting holds besides the model's own cache."""
-        return _size(self.state) + sum(d.session.stats.cache_bytes for d in self.drafters)
+        return _size((self.state, self.tree_state)) + sum(d.session.stats.cache_bytes for d in self.drafters)
 
 
 def _size(value: Any) -> int:
