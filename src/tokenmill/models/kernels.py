@@ -12,6 +12,8 @@ scales, least weights (each padded to eight) and codes; in 4 bits the low halves
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
@@ -28,6 +30,7 @@ F32, HALF, VEC = ir.FloatType(), ir.HalfType(), ir.VectorType
 LANES = VEC(F32, 8)
 TOP = np.float32(32767)
 MOST = 2048  # blocks in a row of weights
+MOST_THREADS = numba.config.NUMBA_NUM_THREADS
 GROUP = 32  # rows of activations that stay in the cache while the weights pass by
 
 
@@ -243,11 +246,114 @@ def product8(w: Any, x: Any, y: Any, blocks: int) -> int:
     return q.size + sums.size + a.size
 
 
+@njit(error_model="numpy", cache=True)
+def _product(bits: int, w: Any, x: Any, y: Any, blocks: int) -> None:
+    if bits == 4:
+        product4(w, x, y, blocks)
+    else:
+        product8(w, x, y, blocks)
+
+
+@njit(fastmath=True, error_model="numpy", cache=True)
+def _normed(x: Any, gain: Any, eps: float, out: Any) -> None:
+    """Root-mean-square norm of rows x (M, E)."""
+    for m in range(len(x)):
+        total = np.float32(0)
+        for k in range(x.shape[1]):
+            total += x[m, k] * x[m, k]
+        by = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + np.float32(eps))
+        for k in range(x.shape[1]):
+            out[m, k] = x[m, k] * by * gain[k]
+
+
+@njit(fastmath=True, error_model="numpy", cache=True)
+def _turned(y: Any, first: int, heads: int, cos: Any, sin: Any, gain: Any, eps: float) -> None:
+    """Rotate heads of rows y (M, N) that begin at column `first`; with a gain (D,), norm each of them before."""
+    size = cos.shape[1]
+    half = size // 2
+    for m in range(len(y)):
+        at = m % len(cos)
+        for h in range(heads):
+            head = y[m, first + h * size : first + (h + 1) * size]
+            if len(gain):
+                total = np.float32(0)
+                for k in range(size):
+                    total += head[k] * head[k]
+                by = np.float32(1) / np.sqrt(total / np.float32(size) + np.float32(eps))
+                for k in range(size):
+                    head[k] = head[k] * by * gain[k]
+            for k in range(half):
+                one, other = head[k], head[k + half]
+                head[k] = one * cos[at, k] - other * sin[at, k]
+                head[k + half] = other * cos[at, k + half] + one * sin[at, k + half]
+
+
+@njit(error_model="numpy", cache=True)
+def enter(
+    bits: int, x: Any, gain: Any, eps: float, w: Any, bias: Any, blocks: int,
+    cos: Any, sin: Any, heads: int, shared: int, query_gain: Any, key_gain: Any, out: Any,
+) -> None:  # fmt: skip
+    """Hidden states x (M, E) to rotated queries, rotated keys and values side by side: (M, (H + 2 K) D)."""
+    normed = np.empty_like(x)
+    _normed(x, gain, eps, normed)
+    _product(bits, w, normed, out, blocks)
+    if len(bias):
+        out += bias
+    _turned(out, 0, heads, cos, sin, query_gain, eps)
+    _turned(out, heads * cos.shape[1], shared, cos, sin, key_gain, eps)
+
+
+@njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+def _gated(y: Any, out: Any) -> None:
+    """silu(gate) * up, from rows y (M, 2 I) with both side by side."""
+    size = out.shape[1]
+    for i in prange(out.size):
+        m, k = i // size, i % size
+        gate = y[m, k]
+        out[m, k] = gate / (np.float32(1) + np.exp(-gate)) * y[m, k + size]
+
+
+@njit(error_model="numpy", cache=True)
+def leave(
+    bits: int, x: Any, seen: Any, w_out: Any, blocks_out: int, gain: Any, eps: float,
+    w_up: Any, blocks_up: int, w_down: Any, blocks_down: int, out: Any,
+) -> None:  # fmt: skip
+    """What attention gave (M, H D) back into the hidden states x (M, E), and through the feed-forward part: (M, E)."""
+    rows, wide = len(x), len(w_up) // 2
+    part, both, gated = np.empty_like(x), np.empty((rows, 2 * wide), np.float32), np.empty((rows, wide), np.float32)
+    _product(bits, w_out, seen, out, blocks_out)
+    out += x
+    _normed(out, gain, eps, part)
+    _product(bits, w_up, part, both, blocks_up)
+    _gated(both, gated)
+    _product(bits, w_down, gated, part, blocks_down)
+    out += part
+
+
 _one_at_a_time = threading.Lock()  # not every threading layer of numba's may be entered twice
 
 
-def product(bits: int, codes: Tensor, x: Tensor, out: Tensor, blocks: int) -> None:
-    """out (M, N) = x (M, K) times the packed weights, on as many threads as torch uses."""
+@contextmanager
+def threads() -> Iterator[None]:
+    """For calls of the compiled functions: on as many threads as torch uses."""
     with _one_at_a_time:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        (product4 if bits == 4 else product8)(codes.numpy(), x.numpy(), out.numpy(), blocks)
+        wanted = min(torch.get_num_threads(), MOST_THREADS)
+        if numba.get_num_threads() != wanted:
+            numba.set_num_threads(wanted)
+        yield
+
+
+def product(bits: int, codes: Tensor, x: Tensor, out: Tensor, blocks: int) -> None:
+    """out (M, N) = x (M, K) times the packed weights."""
+    with threads():
+        _product(bits, codes.numpy(), x.numpy(), out.numpy(), blocks)
+
+
+def _start() -> None:
+    """Start numba's threads. Where they are OpenMP's they are torch's own, and starting them changes torch's count."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(threads)
+
+
+_start()

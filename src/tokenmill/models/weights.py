@@ -30,6 +30,7 @@ from tokenmill.errors import ModelError, did_you_mean
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
 AUTO = "auto"
 BLOCK = 32  # weights that share a scale in int4
+BESIDE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of one input
 MANY = 64  # rows from which weights are unpacked once for all of them
 DIGIT = 63  # activations are split in two digits of 7 bits: fbgemm adds pairs of products in 16 bits
 LEAST = 1e-30  # a row of zeros has no scale
@@ -156,6 +157,7 @@ class Blocks(Product):
         padded = [F.pad(c, (0, -c.shape[1] % 8)).view(torch.uint8) for c in columns]
         self.blocks, self.head = columns[0].shape[1], sum(c.shape[1] for c in padded)
         self.register_buffer("codes", torch.cat([*padded, codes], 1))  # (N, bytes)
+        self.beside: Tensor | None = None  # the codes of all layers that read the same input
 
     def rows(self, x: Tensor) -> Tensor:
         from tokenmill.models import kernels
@@ -272,10 +274,21 @@ def pack(model: Any, weights: str) -> Any:
             weight = layer.weight.data if isinstance(layer, nn.Linear) else layer.weight.data.T
             # The head decides between thousands of tokens: four bits are too few for it.
             _put(model, name, product("int8" if weights == "int4" and layer is head else weights)(weight, layer.bias))
+    for module in model.modules():
+        for names in BESIDE:
+            side_by_side([getattr(module, name, None) for name in names])
     head = model.get_output_embeddings()
     packed = head if tied and isinstance(head, Blocks) else Blocks(table.weight.data, bits=8)
     model.set_input_embeddings(Table(table, packed))
     return model.requires_grad_(False)
+
+
+def side_by_side(layers: list[Any]) -> None:
+    """Layers that read the same input into one piece of memory, so that one product can run over all of them."""
+    if all(isinstance(layer, Blocks) for layer in layers):
+        together = torch.cat([layer.codes for layer in layers])
+        for layer, codes in zip(layers, together.split([len(layer.codes) for layer in layers]), strict=True):
+            layer.codes, layer.beside = codes, together
 
 
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
