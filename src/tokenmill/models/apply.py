@@ -17,6 +17,7 @@ from tokenmill.method import recipe as as_recipe
 from tokenmill.models.architectures import TESTED, Decoder, decoder_of
 from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import NAME, Pass
+from tokenmill.models.lean import lean_layers
 from tokenmill.models.plan import Plan, plan_of
 
 _checked: set[tuple[type, str]] = set()  # model classes whose walk was compared with their own forward
@@ -29,6 +30,7 @@ class Engine:
         self.decoder: Decoder = decoder_of(model)
         self.recipe = recipe
         self.plan = plan_of(recipe, self.decoder)
+        self.lean = lean_layers(self.decoder)
         self.cache: MillCache | None = None  # of the newest pass
         self.tree: tuple[Tensor, Tensor] | None = None  # depths (Q,), nodes seen (Q, N) of the next pass: see Pass.tree
         self.last: Pass | None = None
@@ -82,7 +84,7 @@ class Engine:
         if self.tree is not None:
             tree, self.tree = self.tree[1], None
         current = Pass(self.decoder, plan, cache, positions, tree)
-        current.observe = self.observe
+        current.observe, current.lean = self.observe, self.lean
         at = positions if not cache.shift else positions - cache.shift[0][:, None]
         embed, given = (self.decoder.embed, ids) if ids is not None else (self.decoder.place, embeds)
         assert given is not None

@@ -21,6 +21,7 @@ from tokenmill.errors import ModelError
 from tokenmill.models.architectures import Decoder
 from tokenmill.models.cache import MillCache, Store
 from tokenmill.models.lanes import SLACK, Lanes, View, compact
+from tokenmill.models.lean import LeanLayer
 from tokenmill.models.plan import Plan, newest
 from tokenmill.types import Depth, Step, Trace
 
@@ -61,6 +62,7 @@ class Pass:
         self.observe: Callable[[int, Trace], None] | None = (
             None  # recording: shown every layer's trace, nothing settled
         )
+        self.lean: list[LeanLayer] | None = None  # the layers as compiled calls, where they can be
         self._mask: tuple[int, Tensor] | None = None  # the causal mask that even layers share
 
     # ---- the walk ----
@@ -76,7 +78,7 @@ class Pass:
                 turned = self.positions if shift is None else self.positions - shift[:, None]
                 angles[key] = self.decoder.angles(hidden, turned.clamp(min=0), index)
             if depth is None or index in depth.layers:
-                hidden = self._layer(layer, hidden, angles[key])
+                hidden = self._layer(layer, hidden, angles[key], index)
                 self.cache.token_layers += self.positions.numel()
             elif depth.fill == "carry":
                 self.store_only = True
@@ -96,7 +98,10 @@ class Pass:
             tokenmill=self,
         )
 
-    def _layer(self, layer: Any, hidden: Tensor, angles: Any) -> Tensor:
+    def _layer(self, layer: Any, hidden: Tensor, angles: Any, index: int) -> Tensor:
+        if self.lean is not None:
+            lean = self.lean[index]
+            return lean.leave(hidden, self.attend(index, *lean.enter(hidden, angles), lean.scale))
         out = self._call(layer, hidden, angles)
         return out[0] if isinstance(out, tuple) else out
 
@@ -136,7 +141,7 @@ class Pass:
                 cache.revived += int(revived.sum())
             self.positions, self.visible, self.new = now[None], active, len(now)
             angles = self.decoder.angles(hidden, self.positions, index)
-            hidden = self._layer(layer, hidden, angles)
+            hidden = self._layer(layer, hidden, angles, index)
             cache.token_layers += len(now)
             if index + 1 == len(self.decoder.layers):
                 break
