@@ -100,6 +100,7 @@ class Card:
     same_as: str = ""  # the method whose decisions these are by definition; "" = none may be
     lossless: bool = False  # output equals greedy, or the sampling distribution: checked
     role: str = ""  # what a method of a verb with several parts is: see the verb's __init__
+    carries: bool = False  # draft: what a source learned from one text serves the next
     tree: str = ""  # draft: the tree that a source grows when none is named
 
 

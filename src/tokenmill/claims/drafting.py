@@ -1,4 +1,4 @@
-"""How claims about drafts are measured: the same requests for every rival, tokens a pass, and whether the text is equal."""
+"""How claims about drafts are measured: the same requests for every rival, tokens a pass, and whether texts are equal."""
 
 from __future__ import annotations
 

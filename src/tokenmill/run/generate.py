@@ -47,13 +47,15 @@ def generate(
     ignore_eos: bool = False,
     chunk: int | None = None,
     assistant: Any = None,
+    memory: dict[str, Any] | None = None,
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Output]:
     """Continue each prompt (text, or ids) by up to `max_new_tokens` tokens.
 
     Prompts of different length run in one batch, and each comes out as it would alone. `chunk` reads prompts in
     pieces; `on_text(row, text)` is called as text grows; text ends before the first of `stop`. `assistant` is a loaded
-    model of the same vocabulary for a recipe with draft_model.
+    model of the same vocabulary for a recipe with draft_model. `memory`, a dict to begin with empty, carries what a
+    draft method learned from these prompts to the next call; it changes how fast text comes, never which.
 
     Raises InputError for prompts that are empty or do not fit the model's context, RecipeError for a recipe that
     cannot run, ModelError for logits that are not finite.
@@ -78,14 +80,16 @@ def generate(
         stats = _timed(session, writer, time.perf_counter() - began)
         kept = session.kept()
         return [_output(writer, row, ids, stats, [layer[row] for layer in kept]) for row, ids in enumerate(rows)]
+    memory = {} if memory is None else memory
     cost = cost_of(model) if "cost" in grown(draft).card.needs else None
     out = []
     for row, ids in enumerate(rows):
         session = Session(model, without)
         began = time.perf_counter()
         steps = speculate(
-            session, ids, draft, chooser, row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant
-        )
+            session, ids, draft, chooser,
+            row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant, memory=memory,
+        )  # fmt: skip
         with session.engaged(), closing(steps):
             for tokens in steps:
                 if writer.add(row, tokens):

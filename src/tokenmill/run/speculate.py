@@ -35,12 +35,14 @@ def speculate(
     cost: Callable[[int], float] | None = None,
     tokenizer: Any = None,
     assistant: Any = None,
+    memory: dict[str, Any] | None = None,
 ) -> Generator[list[int]]:
     """Tokens of one row, a list for each pass. `chooser` says how tokens are chosen, its `row` who draws.
 
     Under a lossless rule what comes out is what the chooser says after exactly the text that precedes it, so greedy
     output equals plain greedy decoding and drawn output has the model's distribution. The recipe's cache methods see
-    only tokens that were accepted. `cost` is a pass's time by width, for trees that ask.
+    only tokens that were accepted. `cost` is a pass's time by width, for trees that ask. `memory` is where a method
+    that learns from one text for the next (`carries` on its card) finds and leaves what it learned.
     """
     rule = rule or get("exact")
     generator = None if chooser.greedy else chooser.generator(row)
@@ -62,6 +64,9 @@ def speculate(
             for m in reading.drafters(draft)
         ]
         propose = Proposer(draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0))
+        if memory is not None:
+            propose.recall(memory)
+            stack.callback(propose.remember, memory)
         yield root.tolist()
         while True:
             guess = propose(seen, limit - len(context))
@@ -130,9 +135,25 @@ class Proposer:
         guess, self.tree_state = self.draft(seen, self._growth(look=look, room=room), self.tree_state)
         return guess
 
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Begin with what was learned from earlier texts."""
+        self.tree_state, self.state = memory.get(repr(self.draft), (None, None))
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Leave what may serve the next text; what belongs to this one (an index of its words) is dropped."""
+        tree = self.tree_state if self.draft.card.carries else None
+        memory[repr(self.draft)] = tree, None if self.source is None else _carried(self.source, self.state)
+
     def nbytes(self) -> int:
         """Bytes that drafting holds besides the model's own cache."""
         return _size((self.state, self.tree_state)) + sum(d.session.stats.cache_bytes for d in self.drafters)
+
+
+def _carried(source: Method, state: Any) -> Any:
+    if "other" in source.knobs:  # two sources, two states
+        parts = zip((source.knobs["source"], source.knobs["other"]), state or (None, None), strict=True)
+        return tuple(_carried(*part) for part in parts)
+    return state if source.card.carries else None
 
 
 def _size(value: Any) -> int:

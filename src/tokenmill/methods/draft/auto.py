@@ -26,7 +26,7 @@ PRIOR = 6.0  # trials that the source's own chance counts for
 State = tuple[list[int], list[int], list[tuple[int, float]]]  # hits, trials a bin; last draft: (parent, chance)
 
 
-@method(title="", needs=("cost",), role="tree", lossless=True)
+@method(title="", needs=("cost",), role="tree", carries=True, lossless=True)
 def auto(
     seen: Verified,
     grow: Growth,
@@ -39,7 +39,7 @@ def auto(
 ) -> tuple[Draft, State]:
     hits, trials, last = state or ([0] * (len(EDGES) + 1), [0] * (len(EDGES) + 1), [])
     right = seen.accepted.tolist()  # the root first
-    if len(right) == len(last) + 1:
+    if seen.depths is not None and len(right) == len(last) + 1:
         for node, (parent, chance) in enumerate(last, 1):
             if right[parent + 1]:
                 trials[bisect(EDGES, chance)] += 1

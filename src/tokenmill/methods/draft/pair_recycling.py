@@ -22,7 +22,7 @@ Row = tuple[list[int], list[float]]  # successors, and their probabilities
 State = tuple[dict[int, Row], dict[tuple[int, int], Row]]
 
 
-@method(title="", role="source", tree="auto", lossless=True)
+@method(title="", role="source", tree="auto", carries=True, lossless=True)
 def pair_recycling(seen: Verified, state: State | None, *, width: int = 6) -> tuple[object, State]:
     singles, pairs = state or ({}, {})
     logits = seen.logits.float()
