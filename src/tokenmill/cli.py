@@ -17,7 +17,7 @@ from tokenmill.errors import InputError, SpecError, TokenmillError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
-TRACKS = ("cache",)
+TRACKS = ("cache", "decode")
 REPRODUCTIONS = Path("tokenmill-runs") / "reproduce"
 EXTRAS = {"pydantic": "measure", "gguf": "default-model", "accelerate": "default-model"}
 

@@ -1,4 +1,4 @@
-"""How claims about drafts are measured: the same requests for every rival, tokens a pass, and whether texts are equal."""
+"""How claims about drafts are measured: one set of requests for all rivals, tokens a pass, and equal texts."""
 
 from __future__ import annotations
 
