@@ -21,7 +21,7 @@ from tokenmill.errors import ModelError
 from tokenmill.models.architectures import Decoder
 from tokenmill.models.cache import MillCache, Store
 from tokenmill.models.lanes import SLACK, Lanes, View, compact
-from tokenmill.models.lean import LeanLayer
+from tokenmill.models.lean import FEW, Lean
 from tokenmill.models.plan import Plan, newest
 from tokenmill.types import Depth, Step, Trace
 
@@ -62,7 +62,7 @@ class Pass:
         self.observe: Callable[[int, Trace], None] | None = (
             None  # recording: shown every layer's trace, nothing settled
         )
-        self.lean: list[LeanLayer] | None = None  # the layers as compiled calls, where they can be
+        self.lean: Lean | None = None  # the layers as compiled calls, where they can be
         self._mask: tuple[int, Tensor] | None = None  # the causal mask that even layers share
 
     # ---- the walk ----
@@ -100,8 +100,7 @@ class Pass:
 
     def _layer(self, layer: Any, hidden: Tensor, angles: Any, index: int) -> Tensor:
         if self.lean is not None:
-            lean = self.lean[index]
-            return lean.leave(hidden, self.attend(index, *lean.enter(hidden, angles), lean.scale))
+            return self.lean.layer(index, hidden, angles, self.attend)
         out = self._call(layer, hidden, angles)
         return out[0] if isinstance(out, tuple) else out
 
@@ -199,6 +198,9 @@ class Pass:
         within = window is None or (held <= window and self.plan.keep is None and self.plan.skip is None)
         groups = queries.shape[1] // self._heads(store)
         folded = queries.reshape(queries.shape[0], -1, groups * self.new, queries.shape[3])  # (B, K, G Q, D)
+        few = self.new <= FEW and not store.parts and self.visible is None and self.plan.select is None
+        if self.lean is not None and few:
+            return self.lean.read(store.lanes, queries, self.positions, window, self.tree, scale)
         if self.plan.select is not None:
             view = self._selected(layer, store, queries, scale)
         elif store.lanes.ragged and not store.parts and self.visible is None:

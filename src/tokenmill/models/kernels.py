@@ -330,12 +330,82 @@ def leave(
     out += part
 
 
-_one_at_a_time = threading.Lock()  # not every threading layer of numba's may be entered twice
+@njit(fastmath=True, error_model="numpy", cache=True)
+def _dot(x: Any, y: Any) -> Any:
+    total = np.float32(0)
+    for d in range(len(x)):
+        total += x[d] * y[d]
+    return total
+
+
+@njit(error_model="numpy", cache=True)
+def _softened(x: Any, power: Any) -> None:
+    """x becomes exp(x) for x <= 0, to within float32's rounding; `power` is room of the same length, int32."""
+    for t in range(len(x)):
+        y = max(x[t], np.float32(-87)) * np.float32(1.442695041)
+        whole_part = np.rint(y)
+        f = (y - whole_part) * np.float32(0.6931471806)
+        p = np.float32(1 / 720)
+        for c in (np.float32(1 / 120), np.float32(1 / 24), np.float32(1 / 6), np.float32(0.5), np.float32(1)):
+            p = p * f + c
+        power[t] = np.int32((np.int32(whole_part) + 127) << 23)
+        x[t] = p * f + np.float32(1)
+    two = power.view(np.float32)
+    for t in range(len(x)):
+        x[t] = x[t] * two[t]
+
+
+@njit(parallel=True, error_model="numpy", cache=True)
+def attend(
+    queries: Any, keys: Any, values: Any, positions: Any, starts: Any, counts: Any, at: Any, window: int, tree: Any,
+    scale: float, out: Any,
+) -> None:  # fmt: skip
+    """Few queries (B, H, Q, D) over lanes of keys and values (S, D): (B, H, Q, D).
+
+    A lane is `counts` (B, K) slots from `starts` (B, K). A query at position `at` (B, Q) sees the slots at or before
+    it, within the window if there is one; among the newest Q slots `tree` (Q, Q) decides, unless it is empty. Slots are
+    summed one after the other, so those that are not seen change nothing in the result, not even its rounding.
+    """
+    rows, heads, new, _ = queries.shape
+    groups = heads // starts.shape[1]
+    for i in prange(rows * heads * new):
+        b, h, q = i // (heads * new), i // new % heads, i % new
+        start, count = starts[b, h // groups], counts[b, h // groups]
+        place, older, result = at[b, q], count - new, out[b, h, q]
+        result[:] = 0
+        if place >= 0:
+            # Slots are in the order they came, and so seen ones may have unseen ones between them.
+            which, score = np.empty(count, np.int64), np.empty(count, np.float32)
+            n, top = 0, np.float32(-np.inf)
+            for t in range(count):
+                slot = positions[start + t]
+                if slot < 0 or slot > place or (window > 0 and place - slot >= window):
+                    continue
+                if t >= older and len(tree) and not tree[q, t - older]:
+                    continue
+                which[n] = start + t
+                score[n] = _dot(queries[b, h, q], keys[start + t]) * np.float32(scale)
+                top = max(top, score[n])
+                n += 1
+            for t in range(n):
+                score[t] -= top
+            _softened(score[:n], np.empty(n, np.int32))
+            total = np.float32(0)
+            for t in range(n):
+                total += score[t]
+                value = values[which[t]]
+                for d in range(len(result)):
+                    result[d] += score[t] * value[d]
+            for d in range(len(result)):
+                result[d] /= total
+
+
+_one_at_a_time = threading.RLock()  # not every threading layer of numba's may be entered twice
 
 
 @contextmanager
 def threads() -> Iterator[None]:
-    """For calls of the compiled functions: on as many threads as torch uses."""
+    """Around calls of the compiled functions: as many threads as torch uses."""
     with _one_at_a_time:
         wanted = min(torch.get_num_threads(), MOST_THREADS)
         if numba.get_num_threads() != wanted:

@@ -1,12 +1,15 @@
-"""A decoder layer of the Llama kind over packed weights, in two compiled calls around the attention.
+"""Layers of the Llama kind over packed weights in two compiled calls each, around the attention.
 
-The plain walk calls some thirty small operations for a layer; for one token they cost more than the products. Here
-norm, products and rotation are one call, what follows attention is another. What they compute is what the layer's
-own modules compute, which stay the definition: `Pass` takes this way only where `lean_layers` finds nothing else.
+The plain walk calls some thirty small operations for a layer, and for one token they cost more than the products.
+Here norm, products and rotation are one call, and what follows attention is another. They compute what the layer's
+own modules compute, which stay the definition; the engine takes this way where `lean_of` finds that it can. What
+a recipe decides is not touched: keys, values and decisions pass through the same `Pass.attend`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,80 +17,97 @@ import torch
 from torch import Tensor, nn
 
 from tokenmill.models.architectures import Decoder
+from tokenmill.models.lanes import Lanes
 from tokenmill.models.weights import Blocks
 
-KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
-NOTHING = np.empty(0, np.float32)
+KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FEW = 64  # new tokens up to which `read` is used; a prompt is read by torch's attention
+NOTHING, NO_TREE = np.empty(0, np.float32), np.empty((0, 0), np.bool_)
 
 
-def lean_layers(decoder: Decoder) -> list[LeanLayer] | None:
-    """The layers as compiled calls; None if one of them is anything but packed weights of a known kind."""
-    return [LeanLayer(layer) for layer in decoder.layers] if all(map(_fits, decoder.layers)) else None
+def lean_of(decoder: Decoder) -> Lean | None:
+    """The decoder's layers as compiled calls, or None if one of them is not what these compute."""
+    return Lean([Layer(layer) for layer in decoder.layers]) if all(map(_fits, decoder.layers)) else None
 
 
 def _fits(layer: Any) -> bool:
+    """A known layer, all of its products packed in blocks, no hook and nothing in half precision."""
     if type(layer).__name__ not in KNOWN or not type(layer).__module__.startswith("transformers.models."):
         return False
-    products = [m for m in layer.modules() if isinstance(m, Blocks)]
-    others = [m for m in layer.modules() if isinstance(m, nn.Linear)]
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
-    plain = isinstance(layer.mlp.act_fn, nn.SiLU) or type(layer.mlp.act_fn).__name__ == "SiLUActivation"
-    bare = all(p.bias is None for p in products if p is not layer.self_attn.q_proj) or _qkv_alone_biased(layer)
-    return len(products) == 7 and not others and not hooked and plain and bare and not layer.training
+    modules = dict(layer.named_modules())
+    packed = {name.rpartition(".")[2]: m for name, m in modules.items() if isinstance(m, Blocks)}
+    return (
+        set(packed) == set(PRODUCTS)
+        and not any(isinstance(m, nn.Linear) or m._forward_hooks or m._forward_pre_hooks for m in modules.values())
+        and all(packed[name].bias is None for name in PRODUCTS[3:])  # Qwen2 has some on the first three
+        and type(layer.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
+        and all(p.dtype == torch.float32 for p in layer.parameters())
+        and not layer.training
+    )
 
 
-def _qkv_alone_biased(layer: Any) -> bool:
-    return all(p.bias is None for p in (layer.self_attn.o_proj, *_mlp(layer)))
-
-
-def _mlp(layer: Any) -> tuple[Blocks, Blocks, Blocks]:
-    return layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
-
-
-class LeanLayer:
-    """What the compiled calls need of one layer. It holds no weights of its own."""
+class Layer:
+    """What the compiled calls take of one layer: its weights as arrays, without a copy."""
 
     def __init__(self, layer: Any):
-        attention = layer.self_attn
-        qkv, (gate, _, down) = (attention.q_proj, attention.k_proj, attention.v_proj), _mlp(layer)
-        self.bits, self.scale, self.size = gate.bits, attention.scaling, attention.head_dim
-        self.heads, self.shared = (p.out_features // self.size for p in qkv[:2])
-        biases = [torch.zeros(p.out_features) if p.bias is None else p.bias for p in qkv]
-        self.bias = torch.cat(biases).numpy() if any(p.bias is not None for p in qkv) else NOTHING
-        self.norms = [n.weight.detach().numpy() for n in (layer.input_layernorm, layer.post_attention_layernorm)]
-        self.eps = layer.input_layernorm.variance_epsilon
-        own = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        self.gains = [NOTHING if n is None else n.weight.detach().numpy() for n in own]
-        self.qkv, self.up = qkv[0].beside.numpy(), gate.beside.numpy()
-        self.out, self.down = attention.o_proj.codes.numpy(), down.codes.numpy()
-        self.blocks = [p.blocks for p in (qkv[0], attention.o_proj, gate, down)]
+        attention, mlp = layer.self_attn, layer.mlp
+        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        self.bits, self.scale, self.size = q.bits, attention.scaling, attention.head_dim
+        self.heads, self.shared = q.out_features // self.size, k.out_features // self.size
+        biases = [torch.zeros(p.out_features) if p.bias is None else p.bias for p in (q, k, v)]
+        bias = NOTHING if q.bias is k.bias is v.bias is None else torch.cat(biases).numpy()
+        before, after = layer.input_layernorm, layer.post_attention_layernorm
+        gains = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        self.first = self.bits, before.weight.numpy(), before.variance_epsilon, q.beside.numpy(), bias, q.blocks
+        self.turn = self.heads, self.shared, *(NOTHING if g is None else g.weight.numpy() for g in gains)
+        self.last = (
+            *(attention.o_proj.codes.numpy(), attention.o_proj.blocks),
+            *(after.weight.numpy(), after.variance_epsilon),
+            *(mlp.gate_proj.beside.numpy(), mlp.gate_proj.blocks),
+            *(mlp.down_proj.codes.numpy(), mlp.down_proj.blocks),
+        )
 
-    def enter(self, hidden: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden (B, Q, E) to queries (B, H, Q, D), keys and values (B, K, Q, D)."""
-        from tokenmill.models import kernels
 
-        rows, new, _ = hidden.shape
-        out = hidden.new_empty(rows, new, self.heads + 2 * self.shared, self.size)
-        cos, sin = (x.reshape(-1, self.size).numpy() for x in angles)
-        flat = hidden.reshape(rows * new, -1).numpy()
-        with kernels.threads():
-            kernels.enter(
-                self.bits, flat, self.norms[0], self.eps, self.qkv, self.bias, self.blocks[0], cos, sin,
-                self.heads, self.shared, *self.gains, out.view(rows * new, -1).numpy(),
-            )  # fmt: skip
-        queries, keys, values = out.transpose(1, 2).split((self.heads, self.shared, self.shared), 1)
-        return queries, keys, values
+class Lean:
+    """A decoder's layers as compiled calls."""
 
-    def leave(self, hidden: Tensor, seen: Tensor) -> Tensor:
-        """hidden (B, Q, E) and what attention gave (B, H, Q, D) to the hidden states for the next layer."""
-        from tokenmill.models import kernels
+    def __init__(self, layers: list[Layer]):
+        from tokenmill.models import kernels  # numba is imported for those who have packed weights
 
+        self.kernels, self.layers = kernels, layers
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Around a pass."""
+        return self.kernels.threads()
+
+    def layer(self, index: int, hidden: Tensor, angles: tuple[Tensor, Tensor], attend: Callable[..., Tensor]) -> Tensor:
+        """One layer: hidden states (B, Q, E) to (B, Q, E). `attend` is what `Pass.attend` is."""
+        layer = self.layers[index]
         rows, new, width = hidden.shape
+        hidden = hidden.reshape(rows * new, width)
+        cos, sin = (x.reshape(-1, layer.size).numpy() for x in angles)
+        both = hidden.new_empty(rows, new, layer.heads + 2 * layer.shared, layer.size)
+        given, x = layer.first, hidden.numpy()
+        self.kernels.enter(given[0], x, *given[1:], cos, sin, *layer.turn, both.view(rows * new, -1).numpy())
+        queries, keys, values = both.transpose(1, 2).split((layer.heads, layer.shared, layer.shared), 1)
+        seen = attend(index, queries, keys, values, layer.scale).transpose(1, 2).reshape(rows * new, -1)
         out = torch.empty_like(hidden)
-        with kernels.threads():
-            kernels.leave(
-                self.bits, hidden.view(-1, width).numpy(), seen.transpose(1, 2).reshape(rows * new, -1).numpy(),
-                self.out, self.blocks[1], self.norms[1], self.eps, self.up, self.blocks[2], self.down, self.blocks[3],
-                out.view(-1, width).numpy(),
-            )  # fmt: skip
+        self.kernels.leave(layer.bits, x, seen.numpy(), *layer.last, out.numpy())
+        return out.view(rows, new, width)
+
+    def read(
+        self, lanes: Lanes, queries: Tensor, at: Tensor, window: int | None, tree: Tensor | None, scale: float
+    ) -> Tensor:
+        """Few queries (B, H, Q, D) at positions (B, Q) over what a layer holds: (B, H, Q, D).
+
+        What `Pass` works out with masks, from the same positions: also where lanes differ in length.
+        """
+        queries = queries.contiguous()
+        out = torch.empty_like(queries)
+        self.kernels.attend(
+            queries.numpy(), lanes.keys.numpy(), lanes.values.numpy(), lanes.positions.numpy(), lanes.starts.numpy(),
+            lanes.count().numpy(), at.numpy(), window or 0, NO_TREE if tree is None else tree.contiguous().numpy(),
+            scale, out.numpy(),
+        )  # fmt: skip
         return out
