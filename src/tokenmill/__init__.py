@@ -20,6 +20,7 @@ _EXPORTS = {
     "methods": "tokenmill.catalog",
     "load": "tokenmill.models.load",
     "applied": "tokenmill.models.apply",
+    "processors": "tokenmill.models.processors",
     "decide": "tokenmill.run.decide",
     "generate": "tokenmill.run.generate",
     "explain": "tokenmill.run.explain",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from tokenmill.method import recipe as recipe
     from tokenmill.models.apply import applied as applied
     from tokenmill.models.load import load as load
+    from tokenmill.models.processors import processors as processors
     from tokenmill.run.decide import decide as decide
     from tokenmill.run.explain import explain as explain
     from tokenmill.run.generate import generate as generate

@@ -149,7 +149,9 @@ def run(
     weights: Weights = "float32",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 128,
     input: Before = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token, as does leaving it out unless the recipe draws.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Generate text under a recipe: the text on stdout as it comes, what it cost on stderr."""

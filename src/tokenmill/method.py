@@ -40,12 +40,12 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "depth": (1, math.inf, False, "levels of a draft tree, or layers"),
     "width": (1, math.inf, False, "children of a node"),
     "nodes": (1, math.inf, False, "nodes of a draft tree"),
-    "share": (0.0, 1.0, True, "share of tokens the method acts on"),
+    "share": (0.0, 1.0, True, "share of the tokens, or of the probability, that the method acts on"),
     "recent": (0.0, 1.0, False, "share of the tokens kept that goes to the newest ones, whatever their score"),
     "anchors": (1, math.inf, False, "shared tokens a new token is built of"),
     "steps": (1, math.inf, False, "rounds of questions at most"),
     "runs": (1, math.inf, False, "independent repetitions that are averaged"),
-    "top": (1, math.inf, False, "how many of the likeliest tokens count as a hit"),
+    "top": (1, math.inf, False, "how many of the likeliest tokens count"),
     "rationale": (1, math.inf, False, "tokens that are left in place when an explanation is tested"),
     "safeguard": (0.0, 1.0, False, "share of the budget that each head is sure of"),
     "steepness": (1, math.inf, False, "how far layer budgets fall: 1 = not at all"),
@@ -82,7 +82,10 @@ NEEDS = {
     "rotary": "rotary positions (refused on models with learned ones)",
     "cost": "what a pass costs by width on this machine, measured once",
     "drafter": "a second model, or part of the first, that reads what is drafted",
-    "hidden": "the model's final hidden states of what was verified",
+    "hidden": "the model's final hidden states of what was verified, or read",
+    "siblings": "several tokens that may come next, read in one pass",
+    "draws": "tokens are drawn, so warpers of logits and temperature apply",
+    "tokenizer": "the model's tokenizer: what comes out depends on how tokens are spelled",
 }
 
 
@@ -228,7 +231,9 @@ def method(**card: Any) -> Callable[[Callable[..., Any]], Method]:
 
 
 class Recipe:
-    """Methods that work together, at most one of a kind: `snapkv(budget=0.25) + token_recycling`."""
+    """Methods that work together: `snapkv(budget=0.25) + token_recycling`. At most one of a kind, but for warpers of
+    logits, which compose in order: `temperature(temperature=0.8) + top_p(share=0.9)`.
+    """
 
     def __init__(self, methods: tuple[Method, ...]):
         self.methods = methods
@@ -257,13 +262,33 @@ class Recipe:
         return any(m.card.acts == where for m in self.methods if m.verb in ("score", "keep"))
 
     def get(self, *verbs: str) -> Method | None:
-        """The recipe's method of one of these verbs, if it has one. "draft" drafts, "rule" checks what was drafted."""
-        kinds = ((("rule" if m.card.role == "rule" else m.verb), m) for m in self.methods)
-        return next((m for kind, m in kinds if kind in verbs), None)
+        """The recipe's method of one of these verbs, if it has one. For verbs of several parts: "draft" drafts and
+        "rule" checks what was drafted; "final" or "search" ends the choice of a token, "heal" mends the prompt's end.
+        """
+        return next((m for m in self.methods if _kind(m) in verbs), None)
+
+    def all(self, kind: str) -> tuple[Method, ...]:
+        """Every method of a kind that a recipe may have several of, in order: "warp"."""
+        return tuple(m for m in self.methods if _kind(m) == kind)
 
 
 # What acts on a running model; the other verbs have functions of their own.
 RUNNABLE = ("score", "keep", "merge", "quantize", "skip", "draft", "choose")
+
+
+def _kind(m: Method) -> str:
+    """What a method decides; a recipe has one of each kind, warpers apart."""
+    if m.verb == "choose":
+        return m.card.role
+    return "rule" if m.card.role == "rule" else m.verb
+
+
+KINDS = {
+    "rule": "which drafted tokens are accepted",
+    "final": "which token is emitted",
+    "search": "which token is emitted",
+    "heal": "how the prompt's end is mended",
+}
 
 
 def _refuse_impossible(methods: tuple[Method, ...]) -> None:
@@ -273,9 +298,9 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
             raise RecipeError(
                 f"{m.name} is a '{m.verb}' method ({catalog.VERBS[m.verb]}); a recipe is made of " + ", ".join(RUNNABLE)
             )
-        kind = "keep" if m.verb == "score" else "rule" if m.card.role == "rule" else m.verb
-        if kind in seen:
-            what = "which drafted tokens are accepted" if kind == "rule" else catalog.VERBS[kind]
+        kind = {"score": "keep", "search": "final"}.get(_kind(m), _kind(m))
+        if kind in seen and kind != "warp":
+            what = KINDS.get(kind) or catalog.VERBS[kind]
             raise RecipeError(f"{seen[kind]!r} and {m!r} both decide {what}; a recipe has one of a kind")
         seen[kind] = m
         if m.verb == "draft":
@@ -284,6 +309,7 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
             raise RecipeError(
                 f"{m!r} scores tokens but does not say how many stay; give it a budget: {m.name}(budget=0.25)"
             )
+    _refuse_searches(seen)
     keep, merge = seen.get("keep"), seen.get("merge")
     if keep and merge and keep.name != "full":
         raise RecipeError(
@@ -315,6 +341,32 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
         raise RecipeError(
             f"{keep!r} rotates its keys again at every eviction and {seen['quantize']!r} packs them; "
             f"use {keep.name}(renumber=False, …)"
+        )
+
+
+def _refuse_searches(seen: dict[str, Method]) -> None:
+    """What a method that drives the writing by itself, or mends the prompt's end, cannot be combined with."""
+    search, draft, heal, keep = seen.get("final"), seen.get("draft"), seen.get("heal"), seen.get("keep")
+    if search and search.card.role != "search":
+        search = None
+    if search and draft:
+        raise RecipeError(
+            f"{search!r} + {draft!r}: a draft is checked against the one token that comes next, and {search.name} "
+            "compares several continuations before it says which; use one of them"
+        )
+    if heal and draft:
+        raise RecipeError(
+            f"{heal!r} + {draft!r}: while {heal.name} writes the prompt's end again only some tokens may come, and "
+            "drafts are checked without knowing which; use one of them"
+        )
+    if search and "warp" in seen and "draws" not in search.card.needs:
+        raise RecipeError(
+            f"{seen['warp']!r} + {search!r}: {search.name} draws nothing, so there is nothing to warp; leave one out"
+        )
+    if search and keep and "siblings" in search.card.needs and keep.card.acts in ("walk", "attend"):
+        raise RecipeError(
+            f"{keep!r} + {search!r}: {search.name} reads several next tokens in one pass, and {keep.name} chooses by "
+            "the queries of a pass; use a method that evicts, such as snapkv(budget=0.5)"
         )
 
 

@@ -181,6 +181,13 @@ def applied(model: Any, recipe: str | Method | Recipe | None = None) -> Iterator
         raise RecipeError(
             f"{draft!r} drafts several tokens a step, which needs Tokenmill's own loop: tokenmill.generate"
         )
+    for m in wanted:
+        if m.verb == "choose":
+            library = m.card.role in ("warp", "final")
+            raise RecipeError(
+                f"{m!r} chooses tokens, which the library's generate does itself; "
+                + (f'give it logits_processor=tokenmill.processors("{m!r}")' if library else "use tokenmill.generate")
+            )
     with engaged(model, wanted) as engine:
         yield engine
 

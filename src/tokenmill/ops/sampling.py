@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from tokenmill.types import Draft, Growth, Guess, Said
+
+
+def nucleus(logits: Tensor, order: Tensor, share: float) -> Tensor:
+    """Logits (N, V), -inf beyond the first tokens by `order` that together hold `share` of the probability.
+
+    At least the first stays.
+    """
+    if share >= 1:
+        return logits
+    first = order.argsort(dim=-1, stable=True)
+    held = logits.gather(-1, first).softmax(-1).cumsum(-1)
+    beyond = torch.zeros_like(held, dtype=torch.bool)
+    beyond[:, 1:] = held[:, :-1] >= share
+    return logits.masked_fill(torch.zeros_like(beyond).scatter(-1, first, beyond), -math.inf)
 
 
 def gumbel_like(x: Tensor, generator: torch.Generator) -> Tensor:

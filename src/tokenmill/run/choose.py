@@ -2,46 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from tokenmill.errors import SpecError
+from tokenmill.errors import ModelError, RecipeError, SpecError
+from tokenmill.method import Method, Recipe, get
 
 
 class Chooser:
-    """Greedy at temperature 0; otherwise draws, every row from a generator of its own."""
+    """Takes the likeliest token, or draws one, of what the warpers leave. Every row draws from a generator of its own.
 
-    def __init__(self, temperature: float, top_p: float, seed: int, rows: int):
-        if temperature < 0:
+    `temperature` None means: drawn, at temperature 1, if anything warps or `top_p` is below 1; else the likeliest.
+    0 takes the likeliest token after the warpers.
+    """
+
+    def __init__(
+        self, temperature: float | None = None, top_p: float = 1.0, seed: int = 0, rows: int = 1,
+        warpers: Sequence[Method] = (),
+    ):  # fmt: skip
+        if temperature is not None and not temperature >= 0:
             raise SpecError(f"temperature must be 0 (greedy) or above, not {temperature:g}")
         if not 0 < top_p <= 1:
             raise SpecError(f"top_p must be in (0, 1], not {top_p:g}")
-        self.temperature, self.top_p = temperature, top_p
+        named = [m.name for m in warpers]
+        asked = [] if temperature is None else [get("temperature")(temperature=temperature)]
+        asked += [] if top_p == 1 else [get("top_p")(share=top_p)]
+        for m in asked:
+            if m.name in named:
+                raise RecipeError(f"{m.name} is given twice, as an argument and in the recipe; give one of them")
+        chain = [*asked, *warpers]
+        cold = [m for m in chain if m.card.role == "final" or (m.name == "temperature" and m.temperature == 0)]
+        self.greedy = bool(cold) or not (chain or temperature is not None)
+        # The order of logits is the same at every temperature, and the likeliest token is what counts.
+        self.warpers = [m for m in chain if m not in cold and not (m.name == "temperature" and m.temperature == 1)]
         self.generators = [torch.Generator().manual_seed(seed) for _ in range(rows)]
 
-    @property
-    def greedy(self) -> bool:
-        """The likeliest token is taken."""
-        return self.temperature == 0
+    @classmethod
+    def of(cls, recipe: Recipe, temperature: float | None, top_p: float, seed: int, rows: int) -> Chooser:
+        """What a recipe and the arguments of generate say together."""
+        final = recipe.get("final")
+        if final is not None and temperature:
+            raise RecipeError(f"{final!r} takes the likeliest token and temperature={temperature:g} draws one")
+        return cls(temperature, top_p, seed, rows, [*recipe.all("warp"), *([final] if final else [])])
 
     def generator(self, row: int) -> torch.Generator:
         """What a row draws with."""
         return self.generators[row]
 
+    def warped(self, logits: Tensor) -> Tensor:
+        """(N, V) logits through the warpers, in order: (N, V)."""
+        for warper in self.warpers:
+            logits = warper(logits)
+        return logits
+
     def __call__(self, logits: Tensor, row: int | None = None) -> Tensor:
-        """logits (B, V) to tokens (B,). With `row`, all of them belong to that row."""
-        if self.temperature == 0:
-            return logits.argmax(-1)
+        """logits (N, V) to tokens (N,). With `row`, all of them belong to that row."""
+        if self.greedy:
+            return self.warped(_sound(logits.float() if self.warpers else logits)).argmax(-1)
         probabilities = self.probabilities(logits)
         own = [self.generators[i if row is None else row] for i in range(len(logits))]
         drawn = [torch.multinomial(p.cpu(), 1, generator=g) for p, g in zip(probabilities, own, strict=True)]
         return torch.cat(drawn).to(logits.device)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(N, V) logits to the distributions tokens are drawn from (N, V)."""
-        probabilities = (logits.float() / self.temperature).softmax(-1)
-        if self.top_p < 1:
-            ordered, index = probabilities.sort(-1, descending=True)
-            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0
-            probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
-        return probabilities
+        """(N, V) logits to the distributions tokens are drawn from (N, V); one-hot where the choice is greedy."""
+        warped = self.warped(_sound(logits.float()))
+        if self.greedy:
+            return torch.nn.functional.one_hot(warped.argmax(-1), warped.shape[-1]).to(warped)
+        return warped.softmax(-1)
+
+
+def _sound(logits: Tensor) -> Tensor:
+    if bool(torch.isnan(logits.sum(-1)).any()) and bool(torch.isnan(logits).any()):
+        raise ModelError("the model's logits are NaN: its weights, or its number format, are broken")
+    return logits

@@ -40,7 +40,7 @@ def generate(
     recipe: str | Method | Recipe | None = None,
     *,
     max_new_tokens: int = 64,
-    temperature: float = 0.0,
+    temperature: float | None = None,
     top_p: float = 1.0,
     seed: int = 0,
     stop: Sequence[str] = (),
@@ -68,10 +68,10 @@ def generate(
         raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     _refuse_too_long(model, wanted, rows, max_new_tokens)
     ends = frozenset() if ignore_eos else _ends(model, tokenizer)
-    chooser = Chooser(temperature, top_p, seed, len(rows))
+    chooser = Chooser.of(wanted, temperature, top_p, seed, len(rows))
     writer = _Writer(tokenizer, len(rows), ends, stop, max_new_tokens, on_text)
     draft, rule = wanted.get("draft"), wanted.get("rule")
-    without = Recipe(tuple(m for m in wanted if m not in (draft, rule)))
+    without = Recipe(tuple(m for m in wanted if m.verb not in ("draft", "choose")))
     if draft is None:
         session = Session(model, without)
         began = time.perf_counter()
