@@ -19,7 +19,7 @@ FREE = (
     "Give me five ideas for a rainy weekend with children.", "How do vaccines work?",
     "Describe a market square early in the morning.", "What are the advantages of public libraries?",
 )  # fmt: skip
-MODULES = ("bisect", "colorsys", "fnmatch", "heapq", "shlex", "statistics", "textwrap", "string")
+MODULES = ("colorsys", "fnmatch", "shlex", "statistics", "textwrap", "posixpath", "base64", "ast")
 
 
 @dataclass(frozen=True)
