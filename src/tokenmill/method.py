@@ -62,6 +62,15 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "start": (0.0, 1.0, False, "share of the depth at which the method begins"),
     "t": (0.0, 1.0, False, "how far from one direction to the other"),
     "layers": (1, math.inf, False, "layers, from the first"),
+    "back": (1, math.inf, False, "tokens at the prompt's end that are dropped and written again"),
+    "penalty": (0.0, 1.0, False, "weight of a penalty; the probability has the rest"),
+    "beams": (1, math.inf, False, "beginnings of a text that are followed at a time"),
+    "length_penalty": (-math.inf, math.inf, False, "power of the length that a text's log probability is divided by"),
+    "trials": (1, math.inf, False, "continuations that are drawn at most, to keep one"),
+    "calm": (0.0, math.inf, False, "entropy in nats up to which one trial will do"),
+    "unsure": (0.0, math.inf, True, "entropy in nats from which all trials are made"),
+    "answers": (1, math.inf, False, "answers that are asked for, one after the other"),
+    "length": (1, math.inf, False, "tokens at most"),
     "epsilon": (0.0, 1.0, True, "probability that is plausible enough whatever the entropy"),
     "delta": (0.0, math.inf, True, "probability that is plausible, relative to exp(-entropy)"),
 }
@@ -84,7 +93,8 @@ NEEDS = {
     "drafter": "a second model, or part of the first, that reads what is drafted",
     "hidden": "the model's final hidden states of what was verified, or read",
     "siblings": "several tokens that may come next, read in one pass",
-    "draws": "tokens are drawn, so warpers of logits and temperature apply",
+    "chooses": "tokens are chosen one by one, so temperature and warpers of logits apply",
+    "draws": "tokens are drawn, at temperature 1 if nothing else is said",
     "tokenizer": "the model's tokenizer: what comes out depends on how tokens are spelled",
 }
 
@@ -359,9 +369,10 @@ def _refuse_searches(seen: dict[str, Method]) -> None:
             f"{heal!r} + {draft!r}: while {heal.name} writes the prompt's end again only some tokens may come, and "
             "drafts are checked without knowing which; use one of them"
         )
-    if search and "warp" in seen and "draws" not in search.card.needs:
+    if search and "warp" in seen and "chooses" not in search.card.needs:
         raise RecipeError(
-            f"{seen['warp']!r} + {search!r}: {search.name} draws nothing, so there is nothing to warp; leave one out"
+            f"{seen['warp']!r} + {search!r}: {search.name} compares whole texts, so there is no "
+            "choice to warp; leave one out"
         )
     if search and keep and "siblings" in search.card.needs and keep.card.acts in ("walk", "attend"):
         raise RecipeError(

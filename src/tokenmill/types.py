@@ -38,6 +38,7 @@ __all__ = [
     "Tree",
     "Verified",
     "Weights",
+    "Writing",
 ]
 
 
@@ -199,6 +200,60 @@ class Said:
     generator: torch.Generator | None  # None: the choice is greedy
     logits: Tensor  # (1 + N, V)
     hidden: Tensor | None = None  # (1 + N, E) where the card asks for them
+
+
+class Writing(Protocol):
+    """One text while it is written, as a method that searches drives it. Rows are continuations of one prompt."""
+
+    logits: Tensor  # (N, V) what follows each row
+    hidden: Tensor  # (1, T, E) final hidden states of the prompt
+    generator: torch.Generator  # what the text draws with
+    ends: frozenset[int]  # tokens that end a text
+    room: int  # tokens that may come at most
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(N, V) logits to what is drawn from (N, V), after temperature and warpers."""
+        ...
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """(N, V) logits to tokens (N,): the likeliest, or drawn, as the recipe says."""
+        ...
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Go on with one token a row."""
+        ...
+
+    def rows(self, index: Sequence[int]) -> None:
+        """Go on with these rows, in this order; one may come several times."""
+        ...
+
+    def saved(self, row: int) -> Any:
+        """The row as it is now, to come back to."""
+        ...
+
+    def restore(self, saved: Any) -> None:
+        """Go on with a saved row alone."""
+        ...
+
+    def look(self, tokens: Tensor) -> Tensor:
+        """Final hidden states (N, E) after each of these tokens (N,), any of which may come next: one pass."""
+        ...
+
+    def take(self, which: int) -> None:
+        """Go on with one of the tokens last looked at."""
+        ...
+
+    def request(self, text: str) -> bool:
+        """Put a request of the user's into the text, to be answered next; False if the context has no room."""
+        ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What tokens spell."""
+        ...
+
+    def spelled(self, texts: Sequence[str]) -> frozenset[int]:
+        """The tokens that spell exactly one of these texts."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     MinPLogitsWarper,
+    PreTrainedTokenizerFast,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -16,12 +20,15 @@ from transformers import (
 
 from tiny import ids, tiny
 from tokenmill import catalog
-from tokenmill.errors import ModelError, RecipeError, SpecError
+from tokenmill.errors import InputError, ModelError, RecipeError, SpecError
 from tokenmill.method import get, parse, recipe
 from tokenmill.models.apply import applied
 from tokenmill.models.processors import processors
+from tokenmill.ops.spelling import spelling
 from tokenmill.run.choose import Chooser
 from tokenmill.run.generate import generate
+from tokenmill.run.session import Session
+from tokenmill.run.writing import Text
 
 ROLES = {name: parse(name).card.role for name in catalog.methods("choose")}
 WARPS = [name for name, role in ROLES.items() if role in ("warp", "final")]
@@ -210,3 +217,199 @@ class TestInsideTheLibrary:
             processors("h2o(budget=0.5)")
         with pytest.raises(RecipeError, match=r"tokenmill\.generate"):
             processors("prompt_lookup + min_p")
+
+
+SEARCHES = [name for name, role in ROLES.items() if role == "search"]
+ASKED = {"max_new_tokens": 8, "seed": 3, "ignore_eos": True}
+
+
+@cache
+def _bpe():
+    """Byte-level tokens in the tiny models' vocabulary: parts of words, and of characters of two bytes."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=V_TINY, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=[])
+    made.train_from_iterator([TEXT.replace("\n", " \n") * 3], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+V_TINY = 97
+TEXT = "the theatre opened at ten, and then the café's  thé was théirs\n    return another\n    returned"
+
+
+class TestSearches:
+    @pytest.mark.parametrize("name", SEARCHES)
+    @pytest.mark.parametrize("keep", ["", " + h2o(budget=0.5)", " + zip_cache"])
+    def test_rows_come_out_as_they_would_alone(self, name, keep):
+        spec = name + keep
+        together = generate(tiny(), _bpe(), PROMPTS, spec, **ASKED)
+        for prompt, one in zip(PROMPTS, together, strict=True):
+            assert generate(tiny(), _bpe(), [prompt], spec, **ASKED)[0].ids == one.ids
+            assert len(one.ids) <= 8
+
+    @pytest.mark.parametrize("name", SEARCHES)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_one_token_streaming_and_stop_strings(self, name, dtype):
+        model, found = tiny("llama", dtype), []
+        one = generate(model, _bpe(), PROMPTS, name, **{**ASKED, "max_new_tokens": 1})
+        assert all(len(o.ids) == 1 for o in one)
+        whole = generate(model, _bpe(), PROMPTS[:1], name, on_text=lambda _, t: found.append(t), **ASKED)[0]
+        assert "".join(found) == whole.text
+        stop = whole.text[2:4]
+        stopped = generate(model, _bpe(), PROMPTS[:1], name, stop=[stop], **ASKED)[0]
+        assert stopped.text == whole.text[: whole.text.index(stop)]
+
+    @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+    @pytest.mark.parametrize(("beams", "power", "early"), [(4, 1.0, False), (3, 0.0, True), (2, 2.0, "never")])
+    def test_beam_is_the_librarys(self, name, beams, power, early):
+        model, ends = tiny(name), [2, 5, 25, 48, 72, 77, 81]
+        before = model.generation_config.eos_token_id
+        model.generation_config.eos_token_id = ends
+        asked = {"num_beams": beams, "length_penalty": power, "early_stopping": early, "do_sample": False}
+        try:
+            out = generate(
+                model, None, PROMPTS, f"beam(beams={beams}, length_penalty={power}, early={early!r})", max_new_tokens=14
+            )
+            for prompt, one in zip(PROMPTS, out, strict=True):
+                theirs = model.generate(torch.tensor([prompt]), max_new_tokens=14, pad_token_id=0, **asked)
+                assert one.ids == theirs[0, len(prompt) :].tolist()
+        finally:
+            model.generation_config.eos_token_id = before
+
+    @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+    def test_contrastive_is_the_formula_on_whole_passes(self, name):
+        model = tiny(name)
+        for prompt in PROMPTS:
+            ids_ = list(prompt)
+            for _ in range(8):
+                out = model(torch.tensor([ids_]), output_hidden_states=True)
+                chance, tokens = out.logits[0, -1].softmax(-1).topk(5)
+                scores = []
+                for p, token in zip(chance.tolist(), tokens.tolist(), strict=True):
+                    states = model(torch.tensor([[*ids_, token]]), output_hidden_states=True).hidden_states[-1][0]
+                    likeness = torch.cosine_similarity(states[-1:], states[:-1], dim=-1).max()
+                    scores.append(0.4 * p - 0.6 * float(likeness.detach()))
+                ids_.append(int(tokens[max(range(5), key=scores.__getitem__)]))
+            ours = generate(model, None, [prompt], "contrastive", max_new_tokens=8, ignore_eos=True)[0]
+            assert ours.ids == ids_[len(prompt) :]
+            assert ours.stats.forward_calls == 1 + 8
+
+    def test_contrastive_without_penalty_is_greedy_and_holds_no_more_cache(self):
+        greedy = generate(tiny(), None, PROMPTS, max_new_tokens=9, ignore_eos=True)
+        ours = generate(tiny(), None, PROMPTS, "contrastive(penalty=0.0)", max_new_tokens=9, ignore_eos=True)
+        assert [o.ids for o in ours] == [o.ids for o in greedy]
+        assert (
+            ours[0].stats.cache_bytes
+            <= generate(tiny(), None, PROMPTS[:1], max_new_tokens=10, ignore_eos=True)[0].stats.cache_bytes * 1.5
+        )
+
+    def test_cntp_is_the_formula_on_whole_passes(self):
+        model, tokenizer, trials, new = tiny(), _bpe(), 4, 12
+        marks = {tokenizer(c, add_special_tokens=False)["input_ids"][0] for c in (",", "\n")} | set(range(40, 60))
+        generator = torch.Generator().manual_seed(3)
+
+        def after(ids_):
+            return (model(torch.tensor([ids_])).logits[0, -1] / 0.7).softmax(-1)
+
+        ids_ = list(PROMPTS[0])
+        while len(ids_) < len(PROMPTS[0]) + new:
+            p = after(ids_)
+            made = int(1 + (trials - 1) * min(max((-(p * p.log()).sum().item() - 0.01) / 2.99, 0), 1))
+            texts = [([], []) for _ in range(made)]
+            going = list(range(made))
+            while going:
+                for n in list(going):
+                    text, nats = texts[n]
+                    p = after(ids_ + text)
+                    text.append(int(torch.multinomial(p, 1, generator=generator)))
+                    nats.append(-float(p[text[-1]].log()))
+                    if made == 1 or text[-1] in marks or len(ids_ + text) == len(PROMPTS[0]) + new:
+                        going.remove(n)
+            ids_ += min(texts, key=lambda one: sum(one[1]) / len(one[1]))[0]
+
+        class Marks(Text):
+            def spelled(self, texts):
+                return frozenset(marks)
+
+        session = Session(model)
+        with session.engaged():
+            writing = Marks(session, PROMPTS[0], Chooser(0.7, 1.0, 3, 1), 0, tokenizer, frozenset(), new)
+            ours = [t for taken in parse("cntp(trials=4, unsure=3.0)")(writing) for t in taken]
+        assert ours == ids_[len(PROMPTS[0]) :]
+
+    @pytest.mark.parametrize(
+        ("spec", "words"),
+        [
+            ("beam + prompt_lookup", "checked against the one token"),
+            ("contrastive + beam", "both decide which token"),
+            ("greedy + cntp", "both decide which token"),
+            ("min_p + beam", "no choice to warp"),
+            ("lazy_llm(budget=0.5) + contrastive", "several next tokens in one pass"),
+            ("token_alignment + prompt_lookup", "drafts are checked without knowing"),
+        ],
+    )
+    def test_what_cannot_work_is_refused(self, spec, words):
+        with pytest.raises(RecipeError, match=words) as error:
+            parse(spec)
+        assert "\n" not in str(error.value)
+
+    def test_more_refusals(self):
+        with pytest.raises(RecipeError, match="temperature and top_p mean nothing"):
+            generate(tiny(), None, PROMPTS, "beam", temperature=0.5)
+        with pytest.raises(InputError, match="no tokenizer"):
+            generate(tiny(), None, PROMPTS, "cntp")
+        with pytest.raises(InputError, match="no tokenizer"):
+            generate(tiny(), None, PROMPTS, "token_alignment")
+        with pytest.raises(SpecError, match="early must be"):
+            generate(tiny(), None, PROMPTS, "beam(early='soon')")
+
+
+class TestTokenAlignment:
+    def test_tokens_that_fit_are_those_of_a_walk_over_the_vocabulary(self):
+        known = spelling(_bpe())
+        assert known.text(_bpe()(TEXT)["input_ids"]) == TEXT.encode()
+        whole = TEXT.encode()
+        for begin in range(len(whole)):
+            for end in (begin + 1, begin + 3, begin + 9):
+                rest = whole[begin:end]
+                fits = {
+                    i for i, t in known.tokens.items()
+                    if i not in known.special and t and (t.startswith(rest) or rest.startswith(t))
+                }  # fmt: skip
+                assert fits == {*known.within(rest), *known.beyond(rest)}
+
+    @pytest.mark.parametrize("spec", ["token_alignment", "token_alignment(back=1) + top_p", "token_alignment + beam"])
+    def test_cut_anywhere_what_is_written_begins_with_the_prompt(self, spec):
+        tokenizer, known = _bpe(), spelling(_bpe())
+        cuts = range(1, len(TEXT), 1 if "beam" not in spec else 9)
+        prompts = [TEXT[:cut] for cut in cuts]
+        out = generate(tiny(), tokenizer, prompts, spec, **ASKED)
+        for prompt, one in zip(prompts, out, strict=True):
+            written = known.text(one.prompt_ids + one.ids)
+            assert written.startswith(prompt.encode())
+            assert one.text == written[len(prompt.encode()) :].decode(errors="replace")
+            at = [len(known.text(one.prompt_ids + one.ids[:n])) for n in range(len(one.ids) + 1)]
+            long = len(prompt.encode())
+            old = sum(before < long and after <= long for before, after in pairwise(at))
+            assert len(one.ids) - old == 8
+
+    def test_batch_streaming_stop_and_one_token(self):
+        prompts, spec = [TEXT[:7], TEXT[:40], "t"], "token_alignment"
+        together, found = generate(tiny(), _bpe(), prompts, spec, **ASKED), ["", "", ""]
+        for prompt, one in zip(prompts, together, strict=True):
+            assert generate(tiny(), _bpe(), prompt, spec, **ASKED)[0].ids == one.ids
+
+        def on_text(row, piece):
+            found[row] += piece
+
+        stop = together[1].text[2:5]
+        stopped = generate(tiny(), _bpe(), prompts, spec, stop=[stop], on_text=on_text, **ASKED)
+        assert [o.text for o in stopped] == found
+        assert stopped[1].text == together[1].text[: together[1].text.index(stop)]
+        assert generate(tiny(), _bpe(), TEXT[:7], spec, **{**ASKED, "max_new_tokens": 1})[0].text
+
+    def test_special_tokens_are_never_dropped(self):
+        prompt = [*_bpe()("the then")["input_ids"], 1, 30]
+        out = generate(tiny(), _bpe(), [prompt], "token_alignment", **ASKED)[0]
+        assert out.prompt_ids == prompt[:-1]

@@ -169,6 +169,14 @@ class MillCache(Cache):
         out.shift = list(self.shift)
         return out
 
+    def row(self, index: int) -> MillCache:
+        """One row as a cache of its own."""
+        out = MillCache(self.recipe, 0)
+        out.__dict__.update(self.__dict__)
+        out.stash = list(self.stash)
+        out._select(torch.tensor([index], device=None if self.seen is None else self.seen.device))
+        return out
+
     def join(self, layer: int, merge: Merge) -> None:
         """Store what a layer and the one below hold as one pair."""
         pair = self.stores[layer - 1], self.stores[layer]

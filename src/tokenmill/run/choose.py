@@ -45,6 +45,11 @@ class Chooser:
         final = recipe.get("final")
         if final is not None and temperature:
             raise RecipeError(f"{final!r} takes the likeliest token and temperature={temperature:g} draws one")
+        search = recipe.get("search")
+        if search is not None and "draws" in search.card.needs and temperature is None and not recipe.all("warp"):
+            temperature = 1.0
+        elif search is not None and "chooses" not in search.card.needs and (temperature or top_p < 1):
+            raise RecipeError(f"{search!r} draws nothing, so temperature and top_p mean nothing; leave them out")
         return cls(temperature, top_p, seed, rows, [*recipe.all("warp"), *([final] if final else [])])
 
     def generator(self, row: int) -> torch.Generator:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from tokenmill.run.choose import Chooser
 from tokenmill.run.cost import cost_of
 from tokenmill.run.session import Session, Stats
 from tokenmill.run.speculate import speculate
+from tokenmill.run.writing import Mending, Text
 
 
 @dataclass(frozen=True)
@@ -69,31 +70,40 @@ def generate(
     _refuse_too_long(model, wanted, rows, max_new_tokens)
     ends = frozenset() if ignore_eos else _ends(model, tokenizer)
     chooser = Chooser.of(wanted, temperature, top_p, seed, len(rows))
-    writer = _Writer(tokenizer, len(rows), ends, stop, max_new_tokens, on_text)
-    draft, rule = wanted.get("draft"), wanted.get("rule")
+    draft, rule, search, heal = map(wanted.get, ("draft", "rule", "search", "heal"))
+    mending = Mending(heal, tokenizer, rows) if heal is not None else None
+    fed = rows if mending is None else mending.rows
+    writer = _Writer(tokenizer, len(rows), ends, stop, max_new_tokens, on_text, mending)
     without = Recipe(tuple(m for m in wanted if m.verb not in ("draft", "choose")))
-    if draft is None:
+    if draft is None and search is None:
         session = Session(model, without)
         began = time.perf_counter()
         with session.engaged():
-            _plain(session, rows, chooser, writer, chunk)
+            _plain(session, fed, chooser, writer, chunk)
         stats = _timed(session, writer, time.perf_counter() - began)
         kept = session.kept()
-        return [_output(writer, row, ids, stats, [layer[row] for layer in kept]) for row, ids in enumerate(rows)]
+        return [_output(writer, row, ids, stats, [layer[row] for layer in kept]) for row, ids in enumerate(fed)]
     memory = {} if memory is None else memory
-    cost = cost_of(model) if "cost" in grown(draft).card.needs else None
+    cost = cost_of(model) if draft is not None and "cost" in grown(draft).card.needs else None
     out = []
-    for row, ids in enumerate(rows):
+    for row, ids in enumerate(fed):
         session = Session(model, without)
         began = time.perf_counter()
-        steps = speculate(
-            session, ids, draft, chooser,
-            row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant, memory=memory,
-        )  # fmt: skip
-        with session.engaged(), closing(steps):
+        with ExitStack() as stack:
+            stack.enter_context(session.engaged())
+            if draft is not None:
+                steps = speculate(
+                    session, ids, draft, chooser,
+                    row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant, memory=memory,
+                )  # fmt: skip
+                stack.enter_context(closing(steps))
+            else:
+                assert search is not None
+                steps = _searched(search, session, ids, chooser, writer, row, chunk)
             for tokens in steps:
                 if writer.add(row, tokens):
                     break
+            writer.close(row)
         stats = _timed(session, writer, time.perf_counter() - began, row)
         out.append(_output(writer, row, ids, stats, [layer[0] for layer in session.kept()]))
     return out
@@ -102,11 +112,27 @@ def generate(
 def _plain(session: Session, rows: list[list[int]], chooser: Chooser, writer: _Writer, chunk: int | None) -> None:
     logits = session.read(rows, chunk=chunk)
     while True:
-        tokens = chooser(logits)
+        tokens = chooser(logits if writer.mending is None else writer.mending(logits))
         done = [writer.add(row, [token]) for row, token in enumerate(tokens.tolist())]
         if all(done):
             return
         logits = session.read(tokens[:, None])
+
+
+def _searched(
+    search: Method, session: Session, ids: list[int], chooser: Chooser, writer: _Writer, row: int, chunk: int | None
+) -> Generator[list[int]]:
+    """Tokens of one row as a search method finds them, after the prompt's end was mended."""
+    if "tokenizer" in search.card.needs and writer.tokenizer is None:
+        raise InputError(f"{search.name} needs to know how tokens are spelled, and there is no tokenizer")
+    writing = Text(session, ids, chooser, row, writer.tokenizer, writer.ends, writer.limit, chunk)
+    mending = writer.mending
+    while mending is not None and mending.rest[row]:
+        token = int(chooser(mending.of(row, writing.logits), row))
+        yield [token]
+        writing.go_on(token)
+    writing.room = writer.left(row)
+    yield from search(writing)
 
 
 class _Writer:
@@ -120,8 +146,11 @@ class _Writer:
         stop: Sequence[str],
         limit: int,
         on_text: Callable[[int, str], None] | None,
+        mending: Mending | None = None,
     ):
         self.tokenizer, self.ends, self.stop, self.limit, self.on_text = tokenizer, ends, stop, limit, on_text
+        self.mending = mending
+        self.old = [0] * rows  # tokens that only say the dropped end of the prompt again
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self.done = [False] * rows
         self.shown = [""] * rows
@@ -132,7 +161,23 @@ class _Writer:
             if self.done[row]:
                 break
             self.ids[row].append(token)
-            self.done[row] = token in self.ends or len(self.ids[row]) >= self.limit or self._stopped(row)
+            if self.mending is not None:
+                self.old[row] += self.mending.took(row, token)
+            self.done[row] = token in self.ends or self.left(row) <= 0 or self._stopped(row)
+        self._show(row)
+        return self.done[row]
+
+    def close(self, row: int) -> None:
+        """Nothing more comes."""
+        if not self.done[row]:
+            self.done[row] = True
+            self._show(row)
+
+    def left(self, row: int) -> int:
+        """New tokens that may still come."""
+        return self.limit - len(self.ids[row]) + self.old[row]
+
+    def _show(self, row: int) -> None:
         if self.on_text is not None:
             text = self.text(row)
             # Wait for the rest of a character, and of what may become a stop string.
@@ -140,12 +185,14 @@ class _Writer:
             if len(whole) > len(self.shown[row]):
                 self.on_text(row, whole[len(self.shown[row]) :])
                 self.shown[row] = whole
-        return self.done[row]
 
     def text(self, row: int) -> str:
         ids = self.ids[row]
         ids = ids[:-1] if ids and ids[-1] in self.ends else ids
-        text = self.tokenizer.decode(ids) if self.tokenizer is not None else ""
+        if self.mending is not None:  # in bytes: what was dropped may have begun inside a character
+            text = self.mending.text(row, ids)
+        else:
+            text = self.tokenizer.decode(ids) if self.tokenizer is not None else ""
         found = [text.find(s) for s in self.stop if s in text]
         return text[: min(found)] if found else text
 
@@ -156,6 +203,8 @@ class _Writer:
     def _stopped(self, row: int) -> bool:
         if not self.stop:
             return False
+        if self.mending is not None:
+            return self.text(row) != self.mending.text(row, self.ids[row])
         # A stop string cannot begin more tokens back than it has characters, plus those of an unfinished one.
         tail = self.tokenizer.decode(self.ids[row][-(max(map(len, self.stop)) + 8) :])
         return any(s in tail for s in self.stop)
