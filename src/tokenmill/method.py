@@ -39,6 +39,12 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "temperature": (0.0, math.inf, False, "softmax temperature"),
     "depth": (1, math.inf, False, "levels of a draft tree, or layers"),
     "width": (1, math.inf, False, "children of a node"),
+    "layers": (1, math.inf, False, "layers of a small model"),
+    "hidden": (1, math.inf, False, "numbers in a token's state, in a small model"),
+    "recursions": (1, math.inf, False, "times that the shared layers run at most"),
+    "scale": (0.0, math.inf, True, "what a router's weight is multiplied by"),
+    "target": (0.0, 1.0, False, "share of the tokens that the middlemost layers should run"),
+    "rate": (0.0, math.inf, False, "how fast a controller moves its coefficients, a step"),
     "nodes": (1, math.inf, False, "nodes of a draft tree"),
     "share": (0.0, 1.0, True, "share of tokens the method acts on"),
     "recent": (0.0, 1.0, False, "share of the tokens kept that goes to the newest ones, whatever their score"),
@@ -90,6 +96,7 @@ class Card:
     acts: str = "cache"  # "cache": evicts; "attend": chooses what each pass attends to; "walk": drops between layers
     nested: str = ""  # why a larger budget need not keep a superset; "" = it must
     same_as: str = ""  # the method whose decisions these are by definition; "" = none may be
+    trains: str = ""  # "part": on top of a frozen model; "model": a small model from scratch; "" = nothing is learned
     lossless: bool = False  # output equals greedy, or the sampling distribution: checked
 
 
@@ -241,6 +248,11 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
         if m.verb not in RUNNABLE:
             raise RecipeError(
                 f"{m.name} is a '{m.verb}' method ({catalog.VERBS[m.verb]}); a recipe is made of " + ", ".join(RUNNABLE)
+            )
+        if m.card.trains == "model":
+            raise RecipeError(
+                f"{m.name} is a model of its own, trained from scratch, not something done to a finished one; "
+                f"run: tokenmill train {m.name}"
             )
         kind = "keep" if m.verb == "score" else m.verb
         if kind in seen:
