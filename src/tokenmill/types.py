@@ -6,6 +6,7 @@ Letters used in shapes everywhere:
     T  cached slots      K  key/value heads  Q  queries
     L  layers            G  H // K, query heads that share one key/value head
     V  vocabulary        N  nodes of a draft tree
+    E  size of a hidden state
 
 Every class here is a plain value. A method is a pure function from these values to these values; only
 the engine (`models/`) turns a decision into freed memory or skipped work.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 __all__ = [
     "Ask",
     "Attribution",
+    "Batch",
     "Bits",
     "Depth",
     "Draft",
@@ -289,3 +292,44 @@ class Ask:
     replacements: Callable[[Tensor, torch.Generator], Tensor]  # ids (T,) -> (T,) a plausible other token at each place
     embed: Callable[[Tensor], Tensor] | None = None  # ids (B, T) -> (B, T, E)
     logits_from_embeddings: Callable[[Tensor], Tensor] | None = None  # (B, T, E) -> (B, V), differentiable
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of text as a learned part sees them in training, and what the frozen model says about them.
+
+    A model that is trained from scratch gets the ids alone: there is no frozen model, and asking it is an error.
+    """
+
+    ids: Tensor  # (B, T)
+    progress: float = 1.0  # share of the training that is done: what a schedule goes by
+    states: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (B, T, E) after it: those `layers` asked for
+    frozen: Frozen | None = None
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """(B, T, E): the last state, after the final norm."""
+        return self.frozen.hidden  # type: ignore[union-attr]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, T, V): what the frozen model predicts after each token. Computed when first asked for."""
+        with torch.no_grad():
+            return self.head(self.hidden)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., E) -> (..., V) by the frozen model's own head; gradients flow to `hidden`, not to the head."""
+        return self.frozen.head(hidden)  # type: ignore[union-attr]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(...) -> (..., E): the frozen model's input embeddings."""
+        return self.frozen.embed(ids)  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The model under a learned part, after it read a batch."""
+
+    hidden: Tensor  # (B, T, E)
+    head: Callable[[Tensor], Tensor]
+    embed: Callable[[Tensor], Tensor]
