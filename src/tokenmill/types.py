@@ -32,6 +32,7 @@ __all__ = [
     "Growth",
     "Guess",
     "Keep",
+    "Learned",
     "Merge",
     "Rotary",
     "Said",
@@ -150,6 +151,14 @@ class Verified:
     hidden: Tensor | None = None  # (N, E) final hidden states, where the card asks for them
     before: Tensor | None = None  # (N,) the token each node follows, -1 = none
 
+    @property
+    def newest(self) -> Tensor:
+        """(E,): the final hidden state that gave the context's last token."""
+        assert self.hidden is not None
+        if self.depths is None:
+            return self.hidden[-1]
+        return self.hidden[int((self.accepted * (1 + self.depths)).argmax())]
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -192,6 +201,15 @@ class Growth:
     probabilities: Callable[[Tensor], Tensor]  # logits (M, V) -> what is drawn from, as the model's own tokens are
     room: float  # levels that fit the model's context
     cost: Callable[[int], float]  # relative time of a pass over so many tokens, root included; 1 for one token
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A method's trained part, and what of the model it reads and writes by."""
+
+    parts: Any  # the nn.Module
+    head: Callable[[Tensor], Tensor]  # final hidden states (..., E) -> logits (..., V)
+    embed: Callable[[Tensor], Tensor]  # ids (...) -> (..., E)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,19 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from tokenmill.types import Draft, Growth
+from tokenmill.types import Draft, Growth, Tree
 
-__all__ = ["Sapling", "accept_greedy", "ancestors", "best_first", "chain", "children", "depths", "likeliest_paths"]
+__all__ = [
+    "Sapling",
+    "accept_greedy",
+    "ancestors",
+    "best_first",
+    "chain",
+    "children",
+    "depths",
+    "level",
+    "likeliest_paths",
+]
 
 
 class Sapling:
@@ -86,6 +96,14 @@ def children(parents: Sequence[int]) -> dict[int, list[int]]:
     for node, parent in enumerate(parents):
         out.setdefault(parent, []).append(node)
     return out
+
+
+def level(tree: Tree, node: int) -> int:
+    """How many steps a node is below the root; 0 for the root, -1."""
+    deep = 0
+    while node >= 0:
+        node, deep = tree.parents[node], deep + 1
+    return deep
 
 
 def chain(tokens: Tensor) -> Draft:

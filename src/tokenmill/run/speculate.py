@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenmill.method import Method, get, grown
+from tokenmill.models.trained import trained
 from tokenmill.ops.trees import ancestors, chain, depths
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session
-from tokenmill.types import Draft, Growth, Said, Verified
+from tokenmill.types import Draft, Growth, Learned, Said, Verified
 
 # Newest prompt tokens whose logits a drafter is shown: the head over a whole long prompt costs more than it gives.
 SHOWN = 256
@@ -63,7 +64,9 @@ def speculate(
             stack.enter_context(reading.engaged(m, session, prompt, tokenizer, assistant))
             for m in reading.drafters(draft)
         ]
-        propose = Proposer(draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0))
+        propose = Proposer(
+            draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0), session.model
+        )
         if memory is not None:
             propose.recall(memory)
             stack.callback(propose.remember, memory)
@@ -114,9 +117,13 @@ class Proposer:
         generator: torch.Generator | None,
         drafters: list[reading.Drafter],
         cost: Callable[[int], float],
+        model: Any = None,
     ):
         self.draft, self.drafters = grown(draft), drafters
         self.source = self.draft.knobs.get("source")
+        self.given: list[Any] = [*drafters]  # what the source is handed besides text and state
+        if self.source is not None and self.source.card.trains:
+            self.given.append(_learned(self.source, model))
         self.state: Any = None
         self.tree_state: Any = None
         self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)
@@ -127,7 +134,7 @@ class Proposer:
         if self.source is None:
             guess, self.state = self.draft(seen, self.state)
             return _within(guess, room)
-        look, self.state = self.source(seen, self.state, *self.drafters)
+        look, self.state = self.source(seen, self.state, *self.given)
         if room < 1:
             return chain(seen.context[:0])
         if not self.draft.stateful:
@@ -147,6 +154,11 @@ class Proposer:
     def nbytes(self) -> int:
         """Bytes that drafting holds besides the model's own cache."""
         return _size((self.state, self.tree_state)) + sum(d.session.stats.cache_bytes for d in self.drafters)
+
+
+def _learned(source: Method, model: Any) -> Learned:
+    embed = model.get_input_embeddings()
+    return Learned(trained(source, model), model.get_output_embeddings(), embed)
 
 
 def _carried(source: Method, state: Any) -> Any:

@@ -13,6 +13,7 @@ from tokenmill.methods.draft.aded import aded as aded
 from tokenmill.methods.draft.auto import auto as auto
 from tokenmill.methods.draft.both import both as both
 from tokenmill.methods.draft.chain import chain as chain
+from tokenmill.methods.draft.clover import clover as clover
 from tokenmill.methods.draft.draft_model import draft_model as draft_model
 from tokenmill.methods.draft.dyspec import dyspec as dyspec
 from tokenmill.methods.draft.exact import exact as exact
@@ -20,6 +21,7 @@ from tokenmill.methods.draft.first_layers import first_layers as first_layers
 from tokenmill.methods.draft.fixed import fixed as fixed
 from tokenmill.methods.draft.jacobi import jacobi as jacobi
 from tokenmill.methods.draft.lookahead import lookahead as lookahead
+from tokenmill.methods.draft.medusa import medusa as medusa
 from tokenmill.methods.draft.pair_recycling import pair_recycling as pair_recycling
 from tokenmill.methods.draft.prompt_lookup import prompt_lookup as prompt_lookup
 from tokenmill.methods.draft.rsd import rsd as rsd
