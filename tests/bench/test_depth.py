@@ -3,6 +3,7 @@
 import io
 import json
 import tomllib
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -16,30 +17,39 @@ from tokenmill.bench.compare import compare
 from tokenmill.bench.figures import Interval, Metrics, Results, Row
 from tokenmill.errors import StoreError
 
-METHODS = ["constant_skip", "random_depth(share=0.5)", "skip_decode(least=0.5, length=8)", "early_exit(threshold=0.0)"]
+METHODS = ["constant_skip", "random_depth(share=0.5)", "skip_decode(least=0.4, length=8)", "early_exit(threshold=0.0)"]
 
 
 def small_plan(quick=False, own_text=False):
-    made = fakes.small_plan(quick, own_text)
+    made = (*tasks._needles({(48, 1): 1}), *tasks._text(40, continuation=(1, 12), drift=(1, 10)))
+    speed = tasks.Speed(1, decode_context=32, decode_steps=2, prefill_batch=1, prefill_context=32, turns=1)
     return tasks.Plan(
-        tuple(tasks.replace(t, block=1) for t in made.tasks), made.speed, budgets=(0.75, 0.5), picture_tokens=0
+        tuple(replace(t, block=1) for t in made if not t.question_seen), speed, budgets=(0.75, 0.5), picture_tokens=0
     )
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(bench, "_load", lambda model, weights: (tiny("llama"), fakes.Characters()))
-    monkeypatch.setattr(tasks, "depth_plan", small_plan)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run, and the place where others would go."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(bench, "_load", lambda model, weights: (tiny("llama"), fakes.Characters()))
+    patch.setattr(tasks, "depth_plan", small_plan)
+    yield tmp_path_factory.mktemp("depth") / "run"
+    patch.undo()
 
 
-def run(tmp_path, **options):
+@pytest.fixture(scope="module")
+def ran(folder):
+    return run(folder)
+
+
+def run(folder, **options):
     console = Console(file=io.StringIO(), width=200)
-    folder = compare("depth", out=tmp_path / "run", methods=METHODS, console=console, **options)
-    return folder, console.file.getvalue()
+    return compare("depth", out=folder, methods=METHODS, console=console, **options), console.file.getvalue()
 
 
-def test_what_a_run_leaves(small, tmp_path):
-    folder, said = run(tmp_path)
+def test_what_a_run_leaves(ran):
+    folder, said = ran
     results = json.loads((folder / "results.json").read_text())
     assert list(results) == ["schema", "track", "model", "environment", "rows"]
     assert results["environment"]["left_out"] == {}
@@ -47,14 +57,14 @@ def test_what_a_run_leaves(small, tmp_path):
     rows = {row["spec"]: row["metrics"] for row in results["rows"]}
     assert {row["spec"]: row["budget"] for row in results["rows"]} == {
         "full": None, "constant_skip(share=0.75)": 0.75, "constant_skip(share=0.5)": 0.5,
-        "random_depth(share=0.5)": 0.5, "skip_decode(least=0.5, length=8)": None, "early_exit(threshold=0.0)": None,
+        "random_depth(share=0.5)": 0.5, "skip_decode(least=0.4, length=8)": None, "early_exit(threshold=0.0)": None,
     }  # fmt: skip
     full = rows["full"]
     assert full["layers_share"] == full["operations_share"] == full["quality"]["mean"] == 1
     assert full["tasks"]["drift"]["mean"] == pytest.approx(0, abs=1e-6)
     assert rows["constant_skip(share=0.75)"]["layers_share"] == 0.75  # 3 of 4 layers
     assert rows["constant_skip(share=0.5)"]["layers_share"] == rows["random_depth(share=0.5)"]["layers_share"] == 0.5
-    assert 0.5 < rows["skip_decode(least=0.5, length=8)"]["layers_share"] < 0.75
+    assert 0.5 < rows["skip_decode(least=0.4, length=8)"]["layers_share"] < 0.75
     assert rows["constant_skip(share=0.5)"]["tasks"]["drift"]["mean"] > 1e-4
     # Products: what is left out are two layers of four, and the head stays.
     size = results["environment"]["products"]
@@ -83,13 +93,13 @@ def test_what_a_run_leaves(small, tmp_path):
     assert "untouched" in said
 
 
-def test_nothing_is_measured_twice(small, tmp_path, monkeypatch):
-    folder, _ = run(tmp_path)
+def test_nothing_is_measured_twice(ran, monkeypatch):
+    folder, _ = ran
     before = json.loads((folder / "results.json").read_text())
     with pytest.raises(StoreError, match="--resume"):
-        run(tmp_path)
+        run(folder)
     monkeypatch.setattr(sweep.Sweep, "_cell", lambda *_: pytest.fail("measured again"))
-    folder, _ = run(tmp_path, resume=True)
+    run(folder, resume=True)
     assert json.loads((folder / "results.json").read_text())["rows"] == before["rows"]
 
 
@@ -111,8 +121,7 @@ def test_the_plain_rival_is_read_off_between_its_points():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_the_report_opens_offline(small, tmp_path):
-    folder, _ = run(tmp_path)
-    dom, console = open_in_browser(folder / "report.html", tmp_path / "profile")
+def test_the_report_opens_offline(ran, tmp_path):
+    dom, console = open_in_browser(ran[0] / "report.html", tmp_path / "profile")
     assert console == []
     assert dom.count('class="point') == 2 * 6
