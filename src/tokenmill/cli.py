@@ -17,7 +17,7 @@ from tokenmill.errors import InputError, SpecError, TokenmillError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
-TRACKS = ("cache",)
+TRACKS = ("cache", "decode")
 REPRODUCTIONS = Path("tokenmill-runs") / "reproduce"
 EXTRAS = {"pydantic": "measure", "gguf": "default-model", "accelerate": "default-model"}
 
@@ -279,6 +279,45 @@ def reproduce(
     from tokenmill.claims import reproduce as rerun
 
     rerun(names, out=out, model=model, weights=weights, seeds=seeds, quick=quick, console=_console())
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A method with a learned part, or its spec.")],
+    model: Model = "smollm2",
+    text: Annotated[
+        Path | None, typer.Option(help="A text file or folder of your own; the standard library's text if not given.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for weights and log; your cache if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps; the method's own number if not given.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="As many steps as fit into this, instead.")] = None,
+    own: Annotated[int, typer.Option(min=0, help="Train on this many tokens that the model itself writes.")] = 0,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Train the learned part of a method, on any text: weights, a figure on held-out text, and a log."""
+    from tokenmill.method import Method, parse
+    from tokenmill.models.trained import source
+    from tokenmill.run.fit import fit
+
+    chosen = parse(name)
+    if not isinstance(chosen, Method):
+        raise SpecError(f"'{name}' is a recipe; train one method at a time")
+    source(chosen)  # one without a learned part is told before a model is loaded
+    loaded = tokenizer = None
+    if chosen.card.trains == "part":
+        from tokenmill.models.load import load
+
+        loaded, tokenizer = load(model, device=device)
+    console = _console()
+    made = fit(
+        chosen, loaded, tokenizer, name=model if loaded is not None else "", text=text, out=out, steps=steps,
+        minutes=minutes, own=own, seed=seed, resume=resume, device=device, console=console,
+    )  # fmt: skip
+    for what, value in made.held_out.items():
+        console.print(f"{value:10.4f}  {what}, on held-out text", highlight=False)
+    console.print(f"written to {made.path} and {made.path.with_suffix('.json').name}", highlight=False)
 
 
 def split_specs(text: str) -> list[str]:

@@ -39,6 +39,12 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "temperature": (0.0, math.inf, False, "softmax temperature"),
     "depth": (1, math.inf, False, "levels of a draft tree, or layers"),
     "width": (1, math.inf, False, "children of a node"),
+    "layers": (1, math.inf, False, "layers: the first ones, or those of a small model"),
+    "hidden": (1, math.inf, False, "numbers in a token's state, in a small model"),
+    "recursions": (1, math.inf, False, "times that the shared layers run at most"),
+    "scale": (0.0, math.inf, True, "what a router's weight is multiplied by"),
+    "target": (0.0, 1.0, False, "share of the tokens that the middlemost layers should run"),
+    "rate": (0.0, math.inf, False, "how fast a controller moves its coefficients, a step"),
     "nodes": (1, math.inf, False, "nodes of a draft tree"),
     "share": (0.0, 1.0, True, "share of the tokens, or of the probability, that the method acts on"),
     "recent": (0.0, 1.0, False, "share of the tokens kept that goes to the newest ones, whatever their score"),
@@ -61,7 +67,6 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "stages": (1, math.inf, False, "layers at which tokens are dropped"),
     "start": (0.0, 1.0, False, "share of the depth at which the method begins"),
     "t": (0.0, 1.0, False, "how far from one direction to the other"),
-    "layers": (1, math.inf, False, "layers, from the first"),
     "back": (1, math.inf, False, "tokens at the prompt's end that are dropped and written again"),
     "penalty": (0.0, 1.0, False, "weight of a penalty; the probability has the rest"),
     "beams": (1, math.inf, False, "beginnings of a text that are followed at a time"),
@@ -89,6 +94,7 @@ NEEDS = {
     "queries": "the newest queries: as many as the knob `window` says (None: all of the pass)",
     "all_queries": "every query of the pass, at every pass",
     "rotary": "rotary positions (refused on models with learned ones)",
+    "cost": "what a pass costs by width on this machine, measured once",
     "drafter": "a second model, or part of the first, that reads what is drafted",
     "hidden": "the model's final hidden states of what was verified, or read",
     "siblings": "several tokens that may come next, read in one pass",
@@ -110,8 +116,10 @@ class Card:
     acts: str = "cache"  # "cache": evicts; "attend": chooses what each pass attends to; "walk": drops between layers
     nested: str = ""  # why a larger budget need not keep a superset; "" = it must
     same_as: str = ""  # the method whose decisions these are by definition; "" = none may be
+    trains: str = ""  # "part": on top of a frozen model; "model": a small model from scratch; "" = nothing is learned
     lossless: bool = False  # output equals greedy, or the sampling distribution: checked
     role: str = ""  # what a method of a verb with several parts is: see the verb's __init__
+    carries: bool = False  # draft: what a source learned from one text serves the next
     tree: str = ""  # draft: the tree that a source grows when none is named
 
 
@@ -305,6 +313,11 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
         if m.verb not in RUNNABLE:
             raise RecipeError(
                 f"{m.name} is a '{m.verb}' method ({catalog.VERBS[m.verb]}); a recipe is made of " + ", ".join(RUNNABLE)
+            )
+        if m.card.trains == "model":
+            raise RecipeError(
+                f"{m.name} is a model of its own, trained from scratch, not something done to a finished one; "
+                f"run: tokenmill train {m.name}"
             )
         kind = {"score": "keep", "search": "final"}.get(_kind(m), _kind(m))
         if kind in seen and kind != "warp":

@@ -6,6 +6,7 @@ Letters used in shapes everywhere:
     T  cached slots      K  key/value heads  Q  queries
     L  layers            G  H // K, query heads that share one key/value head
     V  vocabulary        N  nodes of a draft tree
+    E  size of a hidden state
 
 Every class here is a plain value. A method is a pure function from these values to these values; only
 the engine (`models/`) turns a decision into freed memory or skipped work.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -23,12 +25,14 @@ from torch import Tensor
 __all__ = [
     "Ask",
     "Attribution",
+    "Batch",
     "Bits",
     "Depth",
     "Draft",
     "Growth",
     "Guess",
     "Keep",
+    "Learned",
     "Merge",
     "Rotary",
     "Said",
@@ -145,6 +149,15 @@ class Verified:
     accepted: Tensor  # (N,) bool: nodes that became part of the context
     depths: Tensor | None = None  # (N,) how far below the root of its tree each node was; None on the first call
     hidden: Tensor | None = None  # (N, E) final hidden states, where the card asks for them
+    before: Tensor | None = None  # (N,) the token each node follows, -1 = none
+
+    @property
+    def newest(self) -> Tensor:
+        """(E,): the final hidden state that gave the context's last token."""
+        assert self.hidden is not None
+        if self.depths is None:
+            return self.hidden[-1]
+        return self.hidden[int((self.accepted * (1 + self.depths)).argmax())]
 
 
 @dataclass(frozen=True)
@@ -188,6 +201,15 @@ class Growth:
     probabilities: Callable[[Tensor], Tensor]  # logits (M, V) -> what is drawn from, as the model's own tokens are
     room: float  # levels that fit the model's context
     cost: Callable[[int], float]  # relative time of a pass over so many tokens, root included; 1 for one token
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A method's trained part, and what of the model it reads and writes by."""
+
+    parts: Any  # the nn.Module
+    head: Callable[[Tensor], Tensor]  # final hidden states (..., E) -> logits (..., V)
+    embed: Callable[[Tensor], Tensor]  # ids (...) -> (..., E)
 
 
 @dataclass(frozen=True)
@@ -288,3 +310,44 @@ class Ask:
     replacements: Callable[[Tensor, torch.Generator], Tensor]  # ids (T,) -> (T,) a plausible other token at each place
     embed: Callable[[Tensor], Tensor] | None = None  # ids (B, T) -> (B, T, E)
     logits_from_embeddings: Callable[[Tensor], Tensor] | None = None  # (B, T, E) -> (B, V), differentiable
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of text as a learned part sees them in training, and what the frozen model says about them.
+
+    A model that is trained from scratch gets the ids alone: there is no frozen model, and asking it is an error.
+    """
+
+    ids: Tensor  # (B, T)
+    progress: float = 1.0  # share of the training that is done: what a schedule goes by
+    states: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (B, T, E) after it: those `layers` asked for
+    frozen: Frozen | None = None
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """(B, T, E): the last state, after the final norm."""
+        return self.frozen.hidden  # type: ignore[union-attr]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, T, V): what the frozen model predicts after each token. Computed when first asked for."""
+        with torch.no_grad():
+            return self.head(self.hidden)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., E) -> (..., V) by the frozen model's own head; gradients flow to `hidden`, not to the head."""
+        return self.frozen.head(hidden)  # type: ignore[union-attr]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(...) -> (..., E): the frozen model's input embeddings."""
+        return self.frozen.embed(ids)  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The model under a learned part, after it read a batch."""
+
+    hidden: Tensor  # (B, T, E)
+    head: Callable[[Tensor], Tensor]
+    embed: Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""`tokenmill compare cache`: every cache method side by side on one model, killable and resumable.
+"""`tokenmill compare`: every method of a track side by side on one model, killable and resumable.
 
 Writes into a folder: store.sqlite (what was measured), results.json, report.html and recipe.toml (the winner).
 """
@@ -13,10 +13,10 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
@@ -30,8 +30,9 @@ from tokenmill.bench.measure import Engine
 from tokenmill.bench.store import FILE, Store
 from tokenmill.bench.sweep import DECODE, PICTURE, PREFILL, READING, RowSpec, Sweep
 from tokenmill.errors import InputError, ModelError, StoreError, TokenmillError, did_you_mean
+from tokenmill.method import recipe
 
-TRACKS = {"cache": sweep.CACHE_METHODS}
+TRACKS = ("cache", "decode")
 RUNS = Path("tokenmill-runs")
 
 
@@ -60,9 +61,11 @@ def compare(
     if track not in TRACKS:
         raise TokenmillError(f"no track '{track}'; {did_you_mean(track, TRACKS)}")
     console = console or Console()
+    if track == "decode":
+        return _compare_decode(console, model, weights, methods, input, out, resume, seed, quick)
     plan = tasks.plan(quick, own_text=input is not None)
     shares = sweep.check_budgets(plan.budgets if budgets is None else budgets)
-    rows = sweep.expand(TRACKS[track] if methods is None else methods, shares)
+    rows = sweep.expand(sweep.CACHE_METHODS if methods is None else methods, shares)
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt for the report is empty")
     source = tasks.read_input(input) if input is not None else None
@@ -87,11 +90,15 @@ def compare(
                 source=source, input=input, prompt=prompt, settings=settings,
             )  # fmt: skip
         except KeyboardInterrupt:
-            console.print(
-                f"\nStopped. {len(store.cells())} measured cells are safe in {store.file}; to go on:\n  {again}",
-                style="yellow", soft_wrap=True, markup=False, highlight=False,
-            )  # fmt: skip
+            _stopped(console, store, again)
             raise
+
+
+def _stopped(console: Console, store: Store, again: str) -> None:
+    console.print(
+        f"\nStopped. {len(store.cells())} measured cells are safe in {store.file}; to go on:\n  {again}",
+        style="yellow", soft_wrap=True, markup=False, highlight=False,
+    )  # fmt: skip
 
 
 def _measure(
@@ -147,7 +154,78 @@ def _measure(
     return store.folder
 
 
+def _compare_decode(
+    console: Console, model: str, weights: str, methods: Sequence[str] | None, input: str | Path | None,
+    out: str | Path | None, resume: bool, seed: int, quick: bool,
+) -> Path:  # fmt: skip
+    """The track `decode`: see bench/decode.py."""
+    from tokenmill.bench import decode, decode_report, prompts
+
+    each, new = (2, 32) if quick else (4, 128)
+    given = prompts.default_prompts(each, seed) if input is None else prompts.spread(
+        prompts.read_prompts(input), each if quick else 16, seed
+    )  # fmt: skip
+    asked = decode.default_rows() if methods is None else [repr(recipe(spec)) for spec in methods]
+    rows = list(dict.fromkeys([decode.FULL, decode.LIBRARY, decode.LOOKUP, *asked]))
+    folder = _folder("decode", out, resume)
+    settings = {
+        "track": "decode", "model": model, "weights": weights, "methods": rows, "seed": seed, "quick": quick,
+        "prompts": len(given), "texts": _sha(json.dumps([asdict(p) for p in given])), "new_tokens": new,
+        "versions": _versions(),
+    }  # fmt: skip
+    again = _command("decode", model, weights, methods, None, input, folder, seed, quick, None)
+    with Store(folder, settings, resume=resume) as store:
+        try:
+            with console.status(f"loading {model}"):
+                network, tokenizer = _load(model, weights)
+            _same_weights(store, network, model)
+            context = _context(network)
+            ids = [prompts.encoded(tokenizer, p, min(1024, context - new - 1)) for p in given]
+            refused = decode.preflight(network, rows, ids[0])
+            for spec, why in refused.items():
+                console.print(f"note: left out {spec}: {why}", style="yellow", markup=False, highlight=False)
+            kept = [row for row in rows if row not in refused]
+            work = decode.Decoding(network, tokenizer, given, ids, kept, store, new)
+            _run(work, console)
+        except KeyboardInterrupt:
+            _stopped(console, store, again)
+            raise
+        cells = store.cells()
+        measured = cells[decode.COST, 0, decode.FULL][0]
+        environment = {
+            **_environment(network, "decode", model, seed, quick), "settings": settings, "new_tokens": new,
+            "pass_cost": measured, "notes": [], "left_out": refused,
+        }  # fmt: skip
+        made = decode.best_first([decode.row_of(row, cells, given, seed) for row in kept])
+        results = decode.DecodeResults(schema=1, track="decode", model=model, environment=environment, rows=made)
+        path = store.write("results.json", results.model_dump_json(by_alias=True, indent=1) + "\n")
+        seconds = {int(w): s for w, s in measured["seconds"].items()}
+        page = store.write("report.html", decode_report.html(results, seconds, measured["context"]))
+        best = decode.winner(made)
+        if best is not None and best.spec != decode.FULL:
+            store.write("recipe.toml", decode.recipe_toml(results, best))
+        console.print(decode.table(results, console.width))
+        curve = ", ".join(f"{w} tokens {s * 1000:.0f} ms" for w, s in sorted(seconds.items()))
+        lines = [f"a pass behind {measured['context']} tokens: {curve}"]
+        if best is not None:
+            name = (
+                "drafting nothing" if best.spec == decode.FULL else f"{best.spec}, in {path.with_name('recipe.toml')}"
+            )
+            lines.append(f"Winner ({decode.WINNER}): {name}")
+        for line in [*lines, f"Report: {page}", f"Figures: {path}"]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return store.folder
+
+
 # ---- the run ----------------------------------------------------------------------------------------------------
+
+
+class Work(Protocol):
+    """What is measured, as the progress bar sees it."""
+
+    def total(self) -> float: ...
+    def left(self) -> float: ...
+    def run(self, tick: Callable[[str, float], None]) -> None: ...
 
 
 class _Left(ProgressColumn):
@@ -161,7 +239,7 @@ class _Left(ProgressColumn):
         return Text(f"{seconds // 60}:{seconds % 60:02d} left", style="cyan")
 
 
-def _run(work: Sweep, console: Console) -> None:
+def _run(work: Work, console: Console) -> None:
     total, left = work.total(), work.left()
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),

@@ -17,6 +17,7 @@ from tokenmill.method import recipe as as_recipe
 from tokenmill.models.architectures import TESTED, Decoder, decoder_of
 from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import NAME, Pass
+from tokenmill.models.lean import lean_of
 from tokenmill.models.plan import Plan, plan_of
 
 _checked: set[tuple[type, str]] = set()  # model classes whose walk was compared with their own forward
@@ -29,6 +30,7 @@ class Engine:
         self.decoder: Decoder = decoder_of(model)
         self.recipe = recipe
         self.plan = plan_of(recipe, self.decoder)
+        self.lean = lean_of(self.decoder)
         self.cache: MillCache | None = None  # of the newest pass
         self.tree: tuple[Tensor, Tensor] | None = None  # depths (Q,), nodes seen (Q, N) of the next pass: see Pass.tree
         self.last: Pass | None = None
@@ -87,7 +89,13 @@ class Engine:
         embed, given = (self.decoder.embed, ids) if ids is not None else (self.decoder.place, embeds)
         assert given is not None
         hidden = embed(given, at.clamp(min=0))
-        hidden = current.run_walking(hidden) if plan.walker is not None else current.run(hidden)
+        run = current.run_walking if plan.walker is not None else current.run
+        if self.lean is not None and not hidden.requires_grad:
+            current.lean = self.lean
+            with self.lean.threads():
+                hidden = run(hidden)
+        else:
+            hidden = run(hidden)
         current.finish()
         self.last = current
         return hidden

@@ -21,6 +21,7 @@ from tokenmill.errors import ModelError
 from tokenmill.models.architectures import Decoder
 from tokenmill.models.cache import MillCache, Store
 from tokenmill.models.lanes import SLACK, Lanes, View, compact
+from tokenmill.models.lean import FEW, Lean
 from tokenmill.models.plan import Plan, newest
 from tokenmill.types import Depth, Step, Trace
 
@@ -61,6 +62,7 @@ class Pass:
         self.observe: Callable[[int, Trace], None] | None = (
             None  # recording: shown every layer's trace, nothing settled
         )
+        self.lean: Lean | None = None  # the layers as compiled calls, where they can be
         self._mask: tuple[int, Tensor] | None = None  # the causal mask that even layers share
 
     # ---- the walk ----
@@ -76,7 +78,7 @@ class Pass:
                 turned = self.positions if shift is None else self.positions - shift[:, None]
                 angles[key] = self.decoder.angles(hidden, turned.clamp(min=0), index)
             if depth is None or index in depth.layers:
-                hidden = self._layer(layer, hidden, angles[key])
+                hidden = self._layer(layer, hidden, angles[key], index)
                 self.cache.token_layers += self.positions.numel()
             elif depth.fill == "carry":
                 self.store_only = True
@@ -96,7 +98,9 @@ class Pass:
             tokenmill=self,
         )
 
-    def _layer(self, layer: Any, hidden: Tensor, angles: Any) -> Tensor:
+    def _layer(self, layer: Any, hidden: Tensor, angles: Any, index: int) -> Tensor:
+        if self.lean is not None:
+            return self.lean.layer(index, hidden, angles, self.attend)
         out = self._call(layer, hidden, angles)
         return out[0] if isinstance(out, tuple) else out
 
@@ -136,7 +140,7 @@ class Pass:
                 cache.revived += int(revived.sum())
             self.positions, self.visible, self.new = now[None], active, len(now)
             angles = self.decoder.angles(hidden, self.positions, index)
-            hidden = self._layer(layer, hidden, angles)
+            hidden = self._layer(layer, hidden, angles, index)
             cache.token_layers += len(now)
             if index + 1 == len(self.decoder.layers):
                 break
@@ -194,6 +198,9 @@ class Pass:
         within = window is None or (held <= window and self.plan.keep is None and self.plan.skip is None)
         groups = queries.shape[1] // self._heads(store)
         folded = queries.reshape(queries.shape[0], -1, groups * self.new, queries.shape[3])  # (B, K, G Q, D)
+        few = self.new <= FEW and not store.parts and self.visible is None and self.plan.select is None
+        if self.lean is not None and few:
+            return self.lean.read(store.lanes, queries, self.positions, window, self.tree, scale)
         if self.plan.select is not None:
             view = self._selected(layer, store, queries, scale)
         elif store.lanes.ragged and not store.parts and self.visible is None:

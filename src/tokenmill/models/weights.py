@@ -14,8 +14,10 @@ time would have said.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from tokenmill.errors import ModelError, did_you_mean
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
 AUTO = "auto"
 BLOCK = 32  # weights that share a scale in int4
+BESIDE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of one input
 MANY = 64  # rows from which weights are unpacked once for all of them
 DIGIT = 63  # activations are split in two digits of 7 bits: fbgemm adds pairs of products in 16 bits
 LEAST = 1e-30  # a row of zeros has no scale
@@ -144,30 +147,74 @@ class Nibbles(Product):
         return self.codes.nbytes + self.scales.nbytes
 
 
-class Table(nn.Module):
-    """The embedding of tokens in int8, a scale for 32 neighbours."""
+class Blocks(Product):
+    """int8 or int4 weights in blocks of 32, as `models.kernels` reads them: a row of bytes an output."""
 
-    def __init__(self, table: nn.Embedding):
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, bits: int):
+        super().__init__(weight, bias)
+        self.bits = bits
+        columns, codes = _blocks(weight, bits)
+        padded = [F.pad(c, (0, -c.shape[1] % 8)).view(torch.uint8) for c in columns]
+        self.blocks, self.head = columns[0].shape[1], sum(c.shape[1] for c in padded)
+        self.register_buffer("codes", torch.cat([*padded, codes], 1))  # (N, bytes)
+        self.beside: Tensor | None = None  # the codes of all layers that read the same input
+
+    def rows(self, x: Tensor) -> Tensor:
+        from tokenmill.models import kernels
+
+        out = x.new_empty(len(x), self.out_features)
+        kernels.product(self.bits, self.codes, x.contiguous(), out, self.blocks)
+        return out
+
+    def unpacked(self, rows: Tensor) -> Tensor:
+        """These rows of the weights (M,) in float32: (M, K)."""
+        held = self.codes[rows]
+        columns, codes = held[:, : self.head].view(torch.float16).float(), held[:, self.head :]
+        scale = columns[:, : self.blocks, None]
+        if self.bits == 8:
+            out = codes.view(torch.int8).unflatten(1, (-1, BLOCK)) * scale
+        else:
+            pairs = codes.unflatten(1, (-1, BLOCK // 2))
+            least = columns[:, columns.shape[1] // 2 :][:, : self.blocks, None]
+            out = torch.cat([pairs & 15, pairs >> 4], -1) * scale + least
+        return out.flatten(1)[:, : self.in_features]
+
+    @property
+    def weight(self) -> Tensor:
+        return self.unpacked(torch.arange(self.out_features))
+
+    @property
+    def held(self) -> int:
+        return self.codes.nbytes
+
+
+class Table(nn.Module):
+    """The embedding of tokens, read from packed rows; they may be the head's."""
+
+    def __init__(self, table: nn.Embedding, packed: Blocks):
         super().__init__()
-        self.num_embeddings, self.embedding_dim = table.weight.shape
+        self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
         self.padding_idx = table.padding_idx
         self.factor = float(getattr(table, "embed_scale", 1.0))  # Gemma
-        codes, scale = blocks_of_8(table.weight.data)
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
+        self.packed = packed
 
     def forward(self, ids: Tensor) -> Tensor:
-        found = self.codes[ids].unflatten(-1, (-1, BLOCK)) * self.scale[ids].float()[..., None]
-        return found.flatten(-2)[..., : self.embedding_dim] * self.factor
+        return self.packed.unpacked(ids.flatten()).view(*ids.shape, -1) * self.factor
 
     @property
     def weight(self) -> Tensor:
         """The table in float32: unpacked anew at every call."""
-        return self(torch.arange(self.num_embeddings))
+        return self.packed.weight
 
-    @property
-    def held(self) -> int:
-        return self.codes.nbytes + self.scale.nbytes
+
+def _blocks(weight: Tensor, bits: int) -> tuple[list[Tensor], Tensor]:
+    """Columns of float16, one number a block, and the codes as bytes."""
+    if bits == 8:
+        codes, scale = blocks_of_8(weight)
+        return [scale], codes.view(torch.uint8)
+    codes, scale, least = blocks_of_4(weight)
+    low, high = codes.unflatten(1, (-1, 2, BLOCK // 2)).unbind(2)
+    return [scale.half(), least.half()], (low | high << 4).flatten(1)
 
 
 def blocks_of_4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +237,18 @@ def blocks_of_8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes.flatten(1).char(), scale
 
 
-PRODUCTS: dict[str, Callable[[Tensor, Tensor | None], Product]] = {"float16": Half, "int8": Bytes, "int4": Nibbles}
+def compiled() -> bool:
+    """The products of `models.kernels` can be used: numba is installed and the processor has their instructions."""
+    return importlib.util.find_spec("numba") is not None and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+
+
+def product(weights: str) -> Callable[[Tensor, Tensor | None], Product]:
+    """The module for a format here: blocks where they can be multiplied as they are, else torch's own kernels."""
+    if weights == "float16":
+        return Half
+    if compiled():
+        return partial(Blocks, bits=8 if weights == "int8" else 4)
+    return Bytes if weights == "int8" else Nibbles
 
 
 def pack(model: Any, weights: str) -> Any:
@@ -207,17 +265,30 @@ def pack(model: Any, weights: str) -> Any:
             f"weights='{weights}' has products for a CPU and the model is on {device}; "
             "use weights='bfloat16' there, or device='cpu'"
         )
-    if weights != "int4" and "fbgemm" not in torch.backends.quantized.supported_engines:
-        raise ModelError(f"weights='{weights}' needs a CPU with AVX2 (torch's fbgemm); use bfloat16 or int4")
+    if (weights == "float16" or not compiled()) and "fbgemm" not in torch.backends.quantized.supported_engines:
+        raise ModelError(f"weights='{weights}' needs a processor with AVX2; use weights='bfloat16'")
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head.weight is table.weight
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear | Conv1D):
             weight = layer.weight.data if isinstance(layer, nn.Linear) else layer.weight.data.T
-            kind = PRODUCTS["int8" if weights == "int4" and layer is head else weights]
-            _put(model, name, kind(weight, layer.bias))
-        elif layer is table:
-            _put(model, name, Table(layer))
+            # The head decides between thousands of tokens: four bits are too few for it.
+            _put(model, name, product("int8" if weights == "int4" and layer is head else weights)(weight, layer.bias))
+    for module in model.modules():
+        for names in BESIDE:
+            side_by_side([getattr(module, name, None) for name in names])
+    head = model.get_output_embeddings()
+    packed = head if tied and isinstance(head, Blocks) else Blocks(table.weight.data, bits=8)
+    model.set_input_embeddings(Table(table, packed))
     return model.requires_grad_(False)
+
+
+def side_by_side(layers: list[Any]) -> None:
+    """Layers that read the same input into one piece of memory, so that one product can run over all of them."""
+    if all(isinstance(layer, Blocks) for layer in layers):
+        together = torch.cat([layer.codes for layer in layers])
+        for layer, codes in zip(layers, together.split([len(layer.codes) for layer in layers]), strict=True):
+            layer.codes, layer.beside = codes, together
 
 
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
@@ -233,4 +304,4 @@ def fastest(model: Any) -> str:
 def held(model: nn.Module) -> int:
     """Bytes of all weights, packed or not."""
     own = {id(p): p.nbytes for p in model.parameters()}
-    return sum(own.values()) + sum(m.held for m in model.modules() if isinstance(m, Product | Table))
+    return sum(own.values()) + sum(m.held for m in model.modules() if isinstance(m, Product))

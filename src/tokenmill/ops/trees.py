@@ -13,9 +13,19 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from tokenmill.types import Draft, Growth
+from tokenmill.types import Draft, Growth, Tree
 
-__all__ = ["Sapling", "accept_greedy", "ancestors", "best_first", "chain", "children", "depths", "likeliest_paths"]
+__all__ = [
+    "Sapling",
+    "accept_greedy",
+    "ancestors",
+    "best_first",
+    "chain",
+    "children",
+    "depths",
+    "level",
+    "likeliest_paths",
+]
 
 
 class Sapling:
@@ -88,6 +98,14 @@ def children(parents: Sequence[int]) -> dict[int, list[int]]:
     return out
 
 
+def level(tree: Tree, node: int) -> int:
+    """How many steps a node is below the root; 0 for the root, -1."""
+    deep = 0
+    while node >= 0:
+        node, deep = tree.parents[node], deep + 1
+    return deep
+
+
 def chain(tokens: Tensor) -> Draft:
     """The tree that is one line: each token hangs below the one before it."""
     return Draft(tokens, torch.arange(-1, tokens.shape[0] - 1, device=tokens.device))
@@ -138,13 +156,11 @@ def rank_chance(rank: int) -> float:
     return 1 / (2 * (rank + 1) ** 1.6)
 
 
-def best_first(
-    grow: Growth, nodes: int, width: int, depth: int, stop: Callable[[int, float], bool] | None = None
-) -> Sapling:
-    """The `nodes` nodes with the largest product of chances on their way from the root, at most `depth` deep.
+def best_first(grow: Growth, nodes: int, width: int, depth: int, believe: Callable[[float], float] = float) -> Sapling:
+    """The `nodes` nodes with the largest product of chances from the root on, best first, at most `depth` deep.
 
     A node's value is at most its parent's. So whatever is among the best of all that is known is expanded, together,
-    until nothing among them is unasked. `stop(count, value)` ends the tree before a node of this value.
+    until nothing among them is unasked. `believe` says what a source's chance is worth.
     """
     known: list[tuple[float, int, int, int, float]] = []  # (-value, number, token, parent's number, chance)
     tree, where = Sapling(), {-1: -1}  # tree: all that was expanded; where: number -> its node there
@@ -156,8 +172,8 @@ def best_first(
         for parent, row, likely in zip(asked, tokens, chances, strict=True):
             for token, chance in zip(row, likely, strict=True):
                 if token >= 0:
-                    known.append((-values[parent] * chance, count, token, parent, chance))
-                    values[count], level[count] = values[parent] * chance, level[parent] + 1
+                    values[count], level[count] = values[parent] * believe(chance), level[parent] + 1
+                    known.append((-values[count], count, token, parent, chance))
                     count += 1
         known = heapq.nsmallest(nodes, known)
         asked = []
@@ -166,8 +182,6 @@ def best_first(
                 where[number] = tree.add(token, where[parent], chance)
                 asked.append(number)
     out, place = Sapling(), {-1: -1}
-    for value, number, token, parent, chance in known:
-        if stop is not None and stop(len(out.tokens), -value):
-            break
+    for _, number, token, parent, chance in known:
         place[number] = out.add(token, place[parent], chance)
     return out

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from tokenmill.errors import InputError
-from tokenmill.method import Method, Recipe
+from tokenmill.method import Method, Recipe, grown
 from tokenmill.method import recipe as as_recipe
 from tokenmill.run.choose import Chooser
+from tokenmill.run.cost import cost_of
 from tokenmill.run.session import Session, Stats
 from tokenmill.run.speculate import speculate
 from tokenmill.run.writing import Mending, Text
@@ -47,13 +48,15 @@ def generate(
     ignore_eos: bool = False,
     chunk: int | None = None,
     assistant: Any = None,
+    memory: dict[str, Any] | None = None,
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Output]:
     """Continue each prompt (text, or ids) by up to `max_new_tokens` tokens.
 
     Prompts of different length run in one batch, and each comes out as it would alone. `chunk` reads prompts in
     pieces; `on_text(row, text)` is called as text grows; text ends before the first of `stop`. `assistant` is a loaded
-    model of the same vocabulary for a recipe with draft_model.
+    model of the same vocabulary for a recipe with draft_model. `memory`, a dict to begin with empty, carries what a
+    draft method learned from these prompts to the next call; it changes how fast text comes, never which.
 
     Raises InputError for prompts that are empty or do not fit the model's context, RecipeError for a recipe that
     cannot run, ModelError for logits that are not finite.
@@ -80,6 +83,8 @@ def generate(
         stats = _timed(session, writer, time.perf_counter() - began)
         kept = session.kept()
         return [_output(writer, row, ids, stats, [layer[row] for layer in kept]) for row, ids in enumerate(fed)]
+    memory = {} if memory is None else memory
+    cost = cost_of(model) if draft is not None and "cost" in grown(draft).card.needs else None
     out = []
     for row, ids in enumerate(fed):
         session = Session(model, without)
@@ -88,8 +93,9 @@ def generate(
             stack.enter_context(session.engaged())
             if draft is not None:
                 steps = speculate(
-                    session, ids, draft, chooser, row=row, rule=rule, tokenizer=tokenizer, assistant=assistant
-                )
+                    session, ids, draft, chooser,
+                    row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant, memory=memory,
+                )  # fmt: skip
                 stack.enter_context(closing(steps))
             else:
                 assert search is not None

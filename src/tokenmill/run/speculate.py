@@ -10,14 +10,16 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenmill.method import Method, get, grown
+from tokenmill.models.trained import trained
 from tokenmill.ops.trees import ancestors, chain, depths
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session
-from tokenmill.types import Draft, Growth, Said, Verified
+from tokenmill.types import Draft, Growth, Learned, Said, Verified
 
 # Newest prompt tokens whose logits a drafter is shown: the head over a whole long prompt costs more than it gives.
 SHOWN = 256
@@ -34,12 +36,14 @@ def speculate(
     cost: Callable[[int], float] | None = None,
     tokenizer: Any = None,
     assistant: Any = None,
+    memory: dict[str, Any] | None = None,
 ) -> Generator[list[int]]:
     """Tokens of one row, a list for each pass. `chooser` says how tokens are chosen, its `row` who draws.
 
     Under a lossless rule what comes out is what the chooser says after exactly the text that precedes it, so greedy
     output equals plain greedy decoding and drawn output has the model's distribution. The recipe's cache methods see
-    only tokens that were accepted. `cost` is a pass's time by width, for trees that ask.
+    only tokens that were accepted. `cost` is a pass's time by width, for trees that ask. `memory` is where a method
+    that learns from one text for the next (`carries` on its card) finds and leaves what it learned.
     """
     rule = rule or get("exact")
     generator = None if chooser.greedy else chooser.generator(row)
@@ -51,13 +55,21 @@ def speculate(
         root = chooser(logits[0, -1:], row)  # (1,)
         context = torch.cat([ids[0], root])
         hidden = session.hidden()[0, -shown:]
-        seen = Verified(context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool), hidden=hidden)
+        seen = Verified(
+            context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool),
+            hidden=hidden, before=F.pad(ids[0], (1, 0), value=-1)[-shown - 1 : -1],
+        )  # fmt: skip
         limit = getattr(session.model.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
         drafters = [
             stack.enter_context(reading.engaged(m, session, prompt, tokenizer, assistant))
             for m in reading.drafters(draft)
         ]
-        propose = Proposer(draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0))
+        propose = Proposer(
+            draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0), session.model
+        )
+        if memory is not None:
+            propose.recall(memory)
+            stack.callback(propose.remember, memory)
         yield root.tolist()
         while True:
             guess = propose(seen, limit - len(context))
@@ -81,10 +93,11 @@ def speculate(
             kept = torch.tensor([0, *(node + 1 for node in path)], device=root.device)
             session.accept(kept)
             session.drafted(levels[1:].tolist(), len(path))
+            before = torch.cat([context[-2:-1], tokens[guess.parents.to(root) + 1]])
             taken = torch.zeros(nodes + 1, dtype=torch.bool)
             taken[kept] = True
             context = torch.cat([context, tokens[kept[1:]], root])
-            seen = Verified(context, tokens, logits, taken, levels, hidden)
+            seen = Verified(context, tokens, logits, taken, levels, hidden, before)
             yield [*tokens[kept[1:]].tolist(), token]
             session._stats.draft_bytes = propose.nbytes()
 
@@ -104,10 +117,15 @@ class Proposer:
         generator: torch.Generator | None,
         drafters: list[reading.Drafter],
         cost: Callable[[int], float],
+        model: Any = None,
     ):
         self.draft, self.drafters = grown(draft), drafters
         self.source = self.draft.knobs.get("source")
+        self.given: list[Any] = [*drafters]  # what the source is handed besides text and state
+        if self.source is not None and self.source.card.trains:
+            self.given.append(_learned(self.source, model))
         self.state: Any = None
+        self.tree_state: Any = None
         self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)
 
     def __call__(self, seen: Verified, room: float) -> Draft:
@@ -116,14 +134,38 @@ class Proposer:
         if self.source is None:
             guess, self.state = self.draft(seen, self.state)
             return _within(guess, room)
-        look, self.state = self.source(seen, self.state, *self.drafters)
+        look, self.state = self.source(seen, self.state, *self.given)
         if room < 1:
             return chain(seen.context[:0])
-        return self.draft(seen, self._growth(look=look, room=room))
+        if not self.draft.stateful:
+            return self.draft(seen, self._growth(look=look, room=room))
+        guess, self.tree_state = self.draft(seen, self._growth(look=look, room=room), self.tree_state)
+        return guess
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Begin with what was learned from earlier texts."""
+        self.tree_state, self.state = memory.get(repr(self.draft), (None, None))
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Leave what may serve the next text; what belongs to this one (an index of its words) is dropped."""
+        tree = self.tree_state if self.draft.card.carries else None
+        memory[repr(self.draft)] = tree, None if self.source is None else _carried(self.source, self.state)
 
     def nbytes(self) -> int:
         """Bytes that drafting holds besides the model's own cache."""
-        return _size(self.state) + sum(d.session.stats.cache_bytes for d in self.drafters)
+        return _size((self.state, self.tree_state)) + sum(d.session.stats.cache_bytes for d in self.drafters)
+
+
+def _learned(source: Method, model: Any) -> Learned:
+    embed = model.get_input_embeddings()
+    return Learned(trained(source, model), model.get_output_embeddings(), embed)
+
+
+def _carried(source: Method, state: Any) -> Any:
+    if "other" in source.knobs:  # two sources, two states
+        parts = zip((source.knobs["source"], source.knobs["other"]), state or (None, None), strict=True)
+        return tuple(_carried(*part) for part in parts)
+    return state if source.card.carries else None
 
 
 def _size(value: Any) -> int:

@@ -1,7 +1,8 @@
 """What may come next, and how it is checked. A card's `role` says which of three things a method is, and they multiply:
 
 source   fn(seen, state, *, knobs) -> (look, state): what may follow a text; `look(tree, nodes) -> Guess`
-tree     fn(seen, grow, *, source, knobs) -> Draft: which guesses become the draft; it asks `grow.look`
+tree     fn(seen, grow, *, source, knobs) -> Draft: which guesses become the draft; it asks `grow.look`. One with a
+         `state` parameter gets back what it returned and returns (Draft, state)
 rule     fn(draft, said, *, knobs) -> (accepted nodes, next token)
 ""       fn(seen, state, *, knobs) -> (Draft, state): a draft in one piece
 
@@ -9,7 +10,10 @@ rule     fn(draft, said, *, knobs) -> (accepted nodes, next token)
 """
 
 from tokenmill.methods.draft.aded import aded as aded
+from tokenmill.methods.draft.auto import auto as auto
+from tokenmill.methods.draft.both import both as both
 from tokenmill.methods.draft.chain import chain as chain
+from tokenmill.methods.draft.clover import clover as clover
 from tokenmill.methods.draft.draft_model import draft_model as draft_model
 from tokenmill.methods.draft.dyspec import dyspec as dyspec
 from tokenmill.methods.draft.exact import exact as exact
@@ -17,6 +21,8 @@ from tokenmill.methods.draft.first_layers import first_layers as first_layers
 from tokenmill.methods.draft.fixed import fixed as fixed
 from tokenmill.methods.draft.jacobi import jacobi as jacobi
 from tokenmill.methods.draft.lookahead import lookahead as lookahead
+from tokenmill.methods.draft.medusa import medusa as medusa
+from tokenmill.methods.draft.pair_recycling import pair_recycling as pair_recycling
 from tokenmill.methods.draft.prompt_lookup import prompt_lookup as prompt_lookup
 from tokenmill.methods.draft.rsd import rsd as rsd
 from tokenmill.methods.draft.token_recycling import token_recycling as token_recycling

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tokenmill.method import method
 from tokenmill.ops.noise import at as noise
+from tokenmill.ops.trees import level
 from tokenmill.types import Guess, Tree, Verified
 
 
@@ -42,20 +43,13 @@ def jacobi(seen: Verified, state: None, *, seed: int = 0) -> tuple[object, None]
     text = seen.context.tolist()
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
-        level = [_depth(tree, node) for node in at]
-        rows = [said[d] if d in said else _by_lot(text, d, seed, seen.logits[0]) for d in level]
+        deep = [level(tree, node) for node in at]
+        rows = [said[d] if d in said else _by_lot(text, d, seed, seen.logits[0]) for d in deep]
         logits = torch.stack(rows).float()  # (M, V)
         chance, token = logits.softmax(-1).max(-1, keepdim=True)
         return Guess(token, chance, logits)
 
     return look, None
-
-
-def _depth(tree: Tree, node: int) -> int:
-    deep = 0
-    while node >= 0:
-        node, deep = tree.parents[node], deep + 1
-    return deep
 
 
 def _by_lot(text: list[int], place: int, seed: int, like: Tensor) -> Tensor:

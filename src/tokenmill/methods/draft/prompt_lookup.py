@@ -2,7 +2,7 @@
 
     the longest n <= ngram such that the newest n tokens occur earlier;  guess = the token that followed, then the next
 
-The newest earlier use counts. An idea of Saxena, "Prompt Lookup Decoding", 2023.
+The newest earlier use counts; a guess's chance is n / (n + 1). An idea of Saxena, "Prompt Lookup Decoding", 2023.
 
 The state is an index of the text, from runs of tokens to where they ended last, and is written into.
 """
@@ -28,13 +28,14 @@ def prompt_lookup(seen: Verified, state: State | None, *, ngram: int = 3) -> tup
         for n in range(1, min(ngram, end) + 1):
             after[tuple(text[end - n : end])] = end
     after[()] = max(len(text), 1)
-    place = {-1: next((after[run] for n in range(ngram, 0, -1) if (run := tuple(text[-n:])) in after), len(text))}
+    matched = next((n for n in range(ngram, 0, -1) if tuple(text[-n:]) in after), 0)
+    place = {-1: after[tuple(text[-matched:])] if matched else len(text)}
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
         for node in at:
             if node >= 0:  # the copy goes on where its parent's ended
                 place[node] = place[tree.parents[node]] + 1
         found = [text[place[node]] if place[node] < len(text) else -1 for node in at]
-        return Guess(torch.tensor(found)[:, None], torch.full((len(at), 1), 0.5))
+        return Guess(torch.tensor(found)[:, None], torch.full((len(at), 1), matched / (matched + 1)))
 
     return look, (text, after)

@@ -34,6 +34,7 @@ State = tuple[Tensor, Tensor]  # successors (V, W), -1 = never read; their proba
     year=2024,
     role="source",
     tree="fixed",
+    carries=True,
     lossless=True,
 )
 def token_recycling(seen: Verified, state: State | None, *, width: int = 8) -> tuple[object, State]:

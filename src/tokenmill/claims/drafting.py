@@ -1,0 +1,84 @@
+"""How claims about drafts are measured: one set of requests for all rivals, tokens a pass, and equal texts."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tokenmill.bench.tasks import paragraphs
+from tokenmill.claims.lab import Lab
+from tokenmill.claims.verdict import Check, check
+from tokenmill.method import Recipe
+from tokenmill.method import recipe as as_recipe
+from tokenmill.run.generate import generate
+
+TASKS = (
+    "Explain this to a child", "Summarise this in one sentence", "Ask three questions about this",
+    "Write a short story in which this matters",
+)  # fmt: skip
+GREEDY = "greedy"
+
+
+@dataclass
+class Drafted:
+    """One number a request, by spec."""
+
+    a_pass: dict[str, list[float]] = field(default_factory=dict)  # tokens a pass of the model
+    a_node: dict[str, list[float]] = field(default_factory=dict)  # share of the drafted tokens that were accepted
+    alike: dict[str, list[float]] = field(default_factory=dict)  # 1 where the text is the one without drafting
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    texts: dict[str, list[list[int]]] = field(default_factory=dict)
+
+    def equal(self, spec: str) -> Check:
+        """The text is the one without drafting, on every request."""
+        column = self.alike[spec]
+        return check(
+            "share of texts equal to greedy's", (spec, column), ("all", [1.0] * len(column)), "higher", margin=1e-6
+        )
+
+    def more(self, spec: str, rival: str, what: str = "tokens a pass") -> Check:
+        """The method gives more tokens a pass than its rival."""
+        return check(what, (spec, self.a_pass[spec]), (rival, self.a_pass[rival]), "higher")
+
+
+def drafted(
+    lab: Lab, specs: Sequence[str | Recipe], *, temperature: float = 0.0, prompts: Sequence[list[int]] = ()
+) -> Drafted:
+    """Answer every request without drafting and under each spec, in turns."""
+    tokens, out = 24 if lab.quick else 64, Drafted()
+    recipes = {GREEDY: None} | {repr(as_recipe(spec)): as_recipe(spec) for spec in specs}
+    asked = prompts or requests(lab)
+    for number, prompt in enumerate(asked, 1):
+        lab.tick(f"prompt {number} of {len(asked)}")
+        for name, recipe in recipes.items():
+            began = time.perf_counter()
+            got = generate(
+                lab.model, None, [prompt], recipe, max_new_tokens=tokens, temperature=temperature, seed=number
+            )[0]
+            out.seconds.setdefault(name, []).append(time.perf_counter() - began)
+            out.texts.setdefault(name, []).append(got.ids)
+            out.a_pass.setdefault(name, []).append((len(got.ids) - 1) / max(1, got.stats.forward_calls - 1))
+            out.a_node.setdefault(name, []).append(got.stats.accepted / max(1, got.stats.drafted))
+            out.alike.setdefault(name, []).append(float(got.ids == out.texts[GREEDY][-1]))
+    for name in recipes:
+        lab.note(name, "tokens a pass", out.a_pass[name])
+        lab.note(name, "share of drafted tokens accepted", out.a_node[name])
+        ratios = [a / b for a, b in zip(out.seconds[name], out.seconds[GREEDY], strict=True)]
+        lab.note(name, "seconds against plain decoding, in turns", ratios)
+    return out
+
+
+def requests(lab: Lab) -> list[list[int]]:
+    """Requests about real paragraphs, in the model's chat format where it has one."""
+    found = []
+    for seed in lab.seeds:
+        draw = random.Random(f"requests/{seed}")
+        for task in TASKS[: 1 if lab.quick else len(TASKS)]:
+            request = f"{task}: {draw.choice(paragraphs())[:600]}"
+            if getattr(lab.tokenizer, "chat_template", None):
+                asked = [{"role": "user", "content": request}]
+                request = lab.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            found.append(lab.reader.ids(request)[-256:])
+    return found

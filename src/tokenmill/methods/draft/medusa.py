@@ -1,0 +1,84 @@
+"""Medusa: extra heads on the last hidden state guess the tokens after the next one, each for its own place.
+
+    head k:  p_k = softmax(W_out (h + SiLU(A_k h + b_k))),  k = 1 .. heads;  guesses k places on from the root: p_k
+
+h is the final hidden state that gave the newest token, W_out the model's own head.
+
+Cai et al., "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads", 2024.
+
+Differs: heads are trained on what the model itself says is likeliest after real text (the paper's self-distillation
+with hard targets), on a sample of the places of each batch, and share the model's output matrix; the paper gives each
+head a matrix of its own, started from that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from tokenmill.method import method
+from tokenmill.ops.distil import agreement, hits, places
+from tokenmill.ops.sampling import likeliest
+from tokenmill.ops.trees import level
+from tokenmill.types import Batch, Guess, Learned, Tree, Verified
+
+TRAINING = {"rows": 4, "steps": 400, "lr": 1e-3}
+
+
+class Heads(nn.Module):
+    def __init__(self, size: int, heads: int):
+        super().__init__()
+        blocks = [nn.Linear(size, size) for _ in range(heads)]
+        self.blocks = nn.ModuleList(blocks)
+        for block in blocks:
+            nn.init.zeros_(block.weight)  # every head begins as the model's own
+            nn.init.zeros_(block.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., E) -> (..., heads, E): states that the model's head turns into logits."""
+        return torch.stack([hidden + silu(block(hidden)) for block in self.blocks], -2)
+
+
+def parts(config: Any, *, heads: int = 3) -> nn.Module:
+    return Heads(config.hidden_size, heads)
+
+
+def objective(parts: Any, batch: Batch) -> Tensor:
+    count = len(parts.blocks)
+    at = places(batch, count + 1)
+    states = parts(batch.hidden[:, at])  # (B, A, heads, E)
+    return torch.stack([0.8**k * agreement(batch, states[:, :, k], at + k + 1) for k in range(count)]).sum()
+
+
+def figure(parts: Any, batch: Batch) -> dict[str, float]:
+    count = len(parts.blocks)
+    at = places(batch, count + 1)
+    states = parts(batch.hidden[:, at])
+    return {f"right at place {k + 1}": hits(batch, states[:, :, k], at + k + 1) for k in range(count)}
+
+
+@method(
+    title="Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads",
+    paper="arXiv:2401.10774",
+    year=2024,
+    needs=("hidden",),
+    role="source",
+    tree="auto",
+    trains="part",
+    lossless=True,
+)
+def medusa(
+    seen: Verified, state: None, learned: Learned, *, heads: int = 3, width: int = 6, weights: str | None = None
+) -> tuple[object, None]:
+    logits = learned.head(learned.parts(seen.newest))  # (heads, V)
+
+    def look(tree: Tree, at: Sequence[int]) -> Guess:
+        deep = torch.tensor([level(tree, node) for node in at])
+        guess = likeliest(logits[deep.clamp(max=heads - 1)], width)
+        return Guess(guess.tokens.masked_fill((deep >= heads)[:, None], -1), guess.chances, guess.logits)
+
+    return look, None

@@ -1,0 +1,429 @@
+"""Products of packed weights with a few rows of activations, compiled on first use by numba.
+
+A block is 32 neighbouring weights of one output: a float16 scale (and, in 4 bits, a float16 least weight) and codes.
+Activations become 16-bit whole numbers with a scale a row, so the sum inside a block is exact:
+
+    y_n = a * sum over blocks b of ( scale_nb * sum over k in b of code_nk q_k  +  least_nb * sum over k in b of q_k )
+
+Each row of activations is summed in the same order whatever rows are beside it. A row of weights is laid out as
+scales, least weights (each padded to eight) and codes; in 4 bits the low halves of a block's bytes come first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from torch import Tensor
+
+I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+F32, HALF, VEC = ir.FloatType(), ir.HalfType(), ir.VectorType
+LANES = VEC(F32, 8)
+TOP = np.float32(32767)
+MOST = 2048  # blocks in a row of weights
+MOST_THREADS = numba.config.NUMBA_NUM_THREADS
+GROUP = 32  # rows of activations that stay in the cache while the weights pass by
+
+
+def _splat(b: Any, x: Any) -> Any:
+    empty = ir.Constant(LANES, ir.Undefined)
+    return b.shuffle_vector(b.insert_element(empty, x, I32(0)), empty, ir.Constant(VEC(I32, 8), [0] * 8))
+
+
+def _at(b: Any, address: Any, step: int | Any, by: Any) -> Any:
+    return b.add(address, b.mul(I64(step) if isinstance(step, int) else step, by))
+
+
+def _load(b: Any, address: Any, kind: Any, align: int) -> Any:
+    found = b.load(b.inttoptr(address, kind.as_pointer()))
+    found.align = align
+    return found
+
+
+def _call(b: Any, name: str, result: Any, *given: Any) -> Any:
+    kind = ir.FunctionType(result, [x.type for x in given])
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), given)
+
+
+def _fma(b: Any, x: Any, y: Any, z: Any) -> Any:
+    return _call(b, "llvm.fma.v8f32", LANES, x, y, z)
+
+
+def _halves(b: Any, address: Any) -> Any:
+    """Eight float16 as float32."""
+    return b.fpext(b.bitcast(_load(b, address, VEC(I16, 8), 2), VEC(HALF, 8)), LANES)
+
+
+def _codes(b: Any, bits: int, address: Any) -> list[Any]:
+    """The 32 codes of a block as two vectors of 16-bit numbers."""
+    wide, bytes16 = VEC(I16, 16), VEC(I8, 16)
+    if bits == 8:
+        return [b.sext(_load(b, b.add(address, I64(16 * i)), bytes16, 1), wide) for i in (0, 1)]
+    both = _load(b, address, bytes16, 1)
+    four, low = (ir.Constant(bytes16, [n] * 16) for n in (4, 15))
+    return [b.zext(b.and_(both, low), wide), b.zext(b.lshr(both, four), wide)]
+
+
+def _loop(b: Any, count: Any, step: int, carried: list[Any]) -> tuple[Any, list[Any], Any]:
+    """A counted loop: its index, what it carries, and a function that closes it with the new values."""
+    before, body, after = b.block, b.append_basic_block("body"), b.append_basic_block("after")
+    b.branch(body)
+    b.position_at_end(body)
+    index = b.phi(I64)
+    index.add_incoming(I64(0), before)
+    held = [b.phi(x.type) for x in carried]
+    for phi, x in zip(held, carried, strict=True):
+        phi.add_incoming(x, before)
+
+    def close(new: list[Any]) -> None:
+        following = b.add(index, I64(step))
+        index.add_incoming(following, b.block)
+        for phi, x in zip(held, new, strict=True):
+            phi.add_incoming(x, b.block)
+        b.cbranch(b.icmp_signed("<", following, count), body, after)
+        b.position_at_end(after)
+
+    return index, held, close
+
+
+def _tile(bits: int, rows: int) -> Any:
+    """One output for `rows` rows of activations, in vector instructions."""
+
+    @intrinsic
+    def tile(context: Any, w: Any, q: Any, sums: Any, a: Any, y: Any, blocks: Any, outputs: Any) -> Any:
+        def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
+            w, q, sums, a, y, blocks, outputs = given
+            padded = b.and_(b.add(blocks, I64(7)), I64(-8))
+            scales = b.ptrtoint(cgutils.alloca_once(b, F32, size=MOST), I64)
+            zero = ir.Constant(LANES, [0.0] * 8)
+            i, _, close = _loop(b, padded, 8, [])
+            b.store(_halves(b, _at(b, w, 2, i)), b.inttoptr(_at(b, scales, 4, i), LANES.as_pointer())).align = 4
+            close([])
+            totals = [zero] * rows
+            if bits == 4:
+                least = _at(b, w, 2, padded)
+                i, held, close = _loop(b, padded, 8, totals)
+                m = _halves(b, _at(b, least, 2, i))
+                at = [_at(b, _at(b, sums, 4 * r, padded), 4, i) for r in range(rows)]
+                close([_fma(b, m, _load(b, at[r], LANES, 4), held[r]) for r in range(rows)])
+                totals = [_now(h) for h in held]
+            codes = _at(b, w, 4 if bits == 4 else 2, padded)
+            i, held, close = _loop(b, blocks, 1, totals)
+            scale = _splat(b, _load(b, _at(b, scales, 4, i), F32, 4))
+            low, high = _codes(b, bits, _at(b, codes, 16 if bits == 4 else 32, i))
+            new = []
+            for r in range(rows):
+                at = _at(b, _at(b, q, 64 * r, blocks), 64, i)
+                parts = [
+                    _call(b, "llvm.x86.avx2.pmadd.wd", VEC(I32, 8), x, _load(b, b.add(at, I64(o)), VEC(I16, 16), 2))
+                    for x, o in ((low, 0), (high, 32))
+                ]
+                new.append(_fma(b, b.sitofp(b.add(*parts), LANES), scale, held[r]))
+            close(new)
+            for r in range(rows):
+                total = _sum(b, _now(held[r]))
+                total = b.fmul(total, _load(b, b.add(a, I64(4 * r)), F32, 4))
+                b.store(total, b.inttoptr(_at(b, y, 4 * r, outputs), F32.as_pointer()))
+            return target.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
+
+    return tile
+
+
+def _now(phi: Any) -> Any:
+    """What a loop's carried value is after the loop."""
+    return phi.incomings[-1][0]
+
+
+def _sum(b: Any, x: Any) -> Any:
+    for apart in (4, 2, 1):
+        order = ir.Constant(VEC(I32, 8), [(i + apart) % 8 for i in range(8)])
+        x = b.fadd(x, b.shuffle_vector(x, x, order))
+    return b.extract_element(x, I32(0))
+
+
+_4x8, _4x4, _4x2, _4x1 = (_tile(4, rows) for rows in (8, 4, 2, 1))
+_8x8, _8x4, _8x2, _8x1 = (_tile(8, rows) for rows in (8, 4, 2, 1))
+
+
+@njit(error_model="numpy")
+def _rows4(rows: int, w: int, q: int, sums: int, a: int, y: int, blocks: int, outputs: int) -> None:
+    """One output for all rows: eight at a time, then what is left."""
+    wide, long, m = 64 * blocks, (blocks + 7) // 8 * 32, 0
+    while rows - m >= 8:
+        _4x8(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+        m += 8
+    if rows - m >= 4:
+        _4x4(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+        m += 4
+    if rows - m >= 2:
+        _4x2(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+        m += 2
+    if rows - m:
+        _4x1(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+
+
+@njit(error_model="numpy")
+def _rows8(rows: int, w: int, q: int, sums: int, a: int, y: int, blocks: int, outputs: int) -> None:
+    wide, long, m = 64 * blocks, (blocks + 7) // 8 * 32, 0
+    while rows - m >= 8:
+        _8x8(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+        m += 8
+    if rows - m >= 4:
+        _8x4(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+        m += 4
+    if rows - m >= 2:
+        _8x2(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+        m += 2
+    if rows - m:
+        _8x1(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+
+
+@njit(error_model="numpy")
+def _room(x: Any, blocks: int) -> Any:
+    rows = min(GROUP, len(x))
+    sums = np.empty((rows, (blocks + 7) // 8 * 8), np.float32)
+    return np.empty((rows, blocks * 32), np.int16), sums, np.empty(rows, np.float32)
+
+
+@njit(fastmath=True, error_model="numpy")
+def whole(x: Any, q: Any, sums: Any, a: Any) -> None:
+    """x (M, K) as 16-bit whole numbers q (M, K'), the sums of their blocks (M, B'), and a scale a row (M,)."""
+    for m in range(len(x)):
+        top = np.float32(1e-30)
+        for k in range(x.shape[1]):
+            top = max(top, abs(x[m, k]))
+        a[m] = top / TOP
+        by = TOP / top
+        for k in range(x.shape[1]):
+            q[m, k] = np.int16(np.rint(x[m, k] * by))
+        for k in range(x.shape[1], q.shape[1]):
+            q[m, k] = 0
+        for block in range(q.shape[1] // 32):
+            total = np.int32(0)
+            for k in range(block * 32, block * 32 + 32):
+                total += q[m, k]
+            sums[m, block] = total
+        for block in range(q.shape[1] // 32, sums.shape[1]):
+            sums[m, block] = 0
+
+
+@njit(parallel=True, error_model="numpy", cache=True)
+def product4(w: Any, x: Any, y: Any, blocks: int) -> int:
+    """y (M, N) = x (M, K) times packed 4-bit weights w (N, bytes)."""
+    outputs, q, sums, a = y.shape[1], *_room(x, blocks)
+    for first in range(0, len(x), GROUP):
+        rows = min(GROUP, len(x) - first)
+        whole(x[first : first + rows], q, sums, a)
+        pw, pq, ps, pa = w.ctypes.data, q.ctypes.data, sums.ctypes.data, a.ctypes.data
+        py = y.ctypes.data + 4 * first * outputs
+        for n in prange(outputs):
+            _rows4(rows, pw + n * w.shape[1], pq, ps, pa, py + 4 * n, blocks, outputs)
+    return q.size + sums.size + a.size  # they live until here: the loop knows only their addresses
+
+
+@njit(parallel=True, error_model="numpy", cache=True)
+def product8(w: Any, x: Any, y: Any, blocks: int) -> int:
+    """y (M, N) = x (M, K) times packed 8-bit weights w (N, bytes)."""
+    outputs, q, sums, a = y.shape[1], *_room(x, blocks)
+    for first in range(0, len(x), GROUP):
+        rows = min(GROUP, len(x) - first)
+        whole(x[first : first + rows], q, sums, a)
+        pw, pq, ps, pa = w.ctypes.data, q.ctypes.data, sums.ctypes.data, a.ctypes.data
+        py = y.ctypes.data + 4 * first * outputs
+        for n in prange(outputs):
+            _rows8(rows, pw + n * w.shape[1], pq, ps, pa, py + 4 * n, blocks, outputs)
+    return q.size + sums.size + a.size
+
+
+@njit(error_model="numpy", cache=True)
+def _product(bits: int, w: Any, x: Any, y: Any, blocks: int) -> None:
+    if bits == 4:
+        product4(w, x, y, blocks)
+    else:
+        product8(w, x, y, blocks)
+
+
+@njit(fastmath=True, error_model="numpy", cache=True)
+def _normed(x: Any, gain: Any, eps: float, out: Any) -> None:
+    """Root-mean-square norm of rows x (M, E)."""
+    for m in range(len(x)):
+        total = np.float32(0)
+        for k in range(x.shape[1]):
+            total += x[m, k] * x[m, k]
+        by = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + np.float32(eps))
+        for k in range(x.shape[1]):
+            out[m, k] = x[m, k] * by * gain[k]
+
+
+@njit(fastmath=True, error_model="numpy", cache=True)
+def _turned(y: Any, first: int, heads: int, cos: Any, sin: Any, gain: Any, eps: float) -> None:
+    """Rotate heads of rows y (M, N) that begin at column `first`; with a gain (D,), norm each of them before."""
+    size = cos.shape[1]
+    half = size // 2
+    for m in range(len(y)):
+        at = m % len(cos)
+        for h in range(heads):
+            head = y[m, first + h * size : first + (h + 1) * size]
+            if len(gain):
+                total = np.float32(0)
+                for k in range(size):
+                    total += head[k] * head[k]
+                by = np.float32(1) / np.sqrt(total / np.float32(size) + np.float32(eps))
+                for k in range(size):
+                    head[k] = head[k] * by * gain[k]
+            for k in range(half):
+                one, other = head[k], head[k + half]
+                head[k] = one * cos[at, k] - other * sin[at, k]
+                head[k + half] = other * cos[at, k + half] + one * sin[at, k + half]
+
+
+@njit(error_model="numpy", cache=True)
+def enter(
+    bits: int, x: Any, gain: Any, eps: float, w: Any, bias: Any, blocks: int,
+    cos: Any, sin: Any, heads: int, shared: int, query_gain: Any, key_gain: Any, out: Any,
+) -> None:  # fmt: skip
+    """Hidden states x (M, E) to rotated queries, rotated keys and values side by side: (M, (H + 2 K) D)."""
+    normed = np.empty_like(x)
+    _normed(x, gain, eps, normed)
+    _product(bits, w, normed, out, blocks)
+    if len(bias):
+        out += bias
+    _turned(out, 0, heads, cos, sin, query_gain, eps)
+    _turned(out, heads * cos.shape[1], shared, cos, sin, key_gain, eps)
+
+
+@njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+def _gated(y: Any, out: Any) -> None:
+    """silu(gate) * up, from rows y (M, 2 I) with both side by side."""
+    size = out.shape[1]
+    for i in prange(out.size):
+        m, k = i // size, i % size
+        gate = y[m, k]
+        out[m, k] = gate / (np.float32(1) + np.exp(-gate)) * y[m, k + size]
+
+
+@njit(error_model="numpy", cache=True)
+def leave(
+    bits: int, x: Any, seen: Any, w_out: Any, blocks_out: int, gain: Any, eps: float,
+    w_up: Any, blocks_up: int, w_down: Any, blocks_down: int, out: Any,
+) -> None:  # fmt: skip
+    """What attention gave (M, H D) back into the hidden states x (M, E), and through the feed-forward part: (M, E)."""
+    rows, wide = len(x), len(w_up) // 2
+    part, both, gated = np.empty_like(x), np.empty((rows, 2 * wide), np.float32), np.empty((rows, wide), np.float32)
+    _product(bits, w_out, seen, out, blocks_out)
+    out += x
+    _normed(out, gain, eps, part)
+    _product(bits, w_up, part, both, blocks_up)
+    _gated(both, gated)
+    _product(bits, w_down, gated, part, blocks_down)
+    out += part
+
+
+@njit(fastmath=True, error_model="numpy", cache=True)
+def _dot(x: Any, y: Any) -> Any:
+    total = np.float32(0)
+    for d in range(len(x)):
+        total += x[d] * y[d]
+    return total
+
+
+@njit(error_model="numpy", cache=True)
+def _softened(x: Any, power: Any) -> None:
+    """x becomes exp(x) for x <= 0, to within float32's rounding; `power` is room of the same length, int32."""
+    for t in range(len(x)):
+        y = max(x[t], np.float32(-87)) * np.float32(1.442695041)
+        whole_part = np.rint(y)
+        f = (y - whole_part) * np.float32(0.6931471806)
+        p = np.float32(1 / 720)
+        for c in (np.float32(1 / 120), np.float32(1 / 24), np.float32(1 / 6), np.float32(0.5), np.float32(1)):
+            p = p * f + c
+        power[t] = np.int32((np.int32(whole_part) + 127) << 23)
+        x[t] = p * f + np.float32(1)
+    two = power.view(np.float32)
+    for t in range(len(x)):
+        x[t] = x[t] * two[t]
+
+
+@njit(parallel=True, error_model="numpy", cache=True)
+def attend(
+    queries: Any, keys: Any, values: Any, positions: Any, starts: Any, counts: Any, at: Any, window: int, tree: Any,
+    scale: float, out: Any,
+) -> None:  # fmt: skip
+    """Few queries (B, H, Q, D) over lanes of keys and values (S, D): (B, H, Q, D).
+
+    A lane is `counts` (B, K) slots from `starts` (B, K). A query at position `at` (B, Q) sees the slots at or before
+    it, within the window if there is one; among the newest Q slots `tree` (Q, Q) decides, unless it is empty. Slots are
+    summed one after the other, so those that are not seen change nothing in the result, not even its rounding.
+    """
+    rows, heads, new, _ = queries.shape
+    groups = heads // starts.shape[1]
+    for i in prange(rows * heads * new):
+        b, h, q = i // (heads * new), i // new % heads, i % new
+        start, count = starts[b, h // groups], counts[b, h // groups]
+        place, older, result = at[b, q], count - new, out[b, h, q]
+        result[:] = 0
+        if place >= 0:
+            # Slots are in the order they came, and so seen ones may have unseen ones between them.
+            which, score = np.empty(count, np.int64), np.empty(count, np.float32)
+            n, top = 0, np.float32(-np.inf)
+            for t in range(count):
+                slot = positions[start + t]
+                if slot < 0 or slot > place or (window > 0 and place - slot >= window):
+                    continue
+                if t >= older and len(tree) and not tree[q, t - older]:
+                    continue
+                which[n] = start + t
+                score[n] = _dot(queries[b, h, q], keys[start + t]) * np.float32(scale)
+                top = max(top, score[n])
+                n += 1
+            for t in range(n):
+                score[t] -= top
+            _softened(score[:n], np.empty(n, np.int32))
+            total = np.float32(0)
+            for t in range(n):
+                total += score[t]
+                value = values[which[t]]
+                for d in range(len(result)):
+                    result[d] += score[t] * value[d]
+            for d in range(len(result)):
+                result[d] /= total
+
+
+_one_at_a_time = threading.RLock()  # not every threading layer of numba's may be entered twice
+
+
+@contextmanager
+def threads() -> Iterator[None]:
+    """Around calls of the compiled functions: as many threads as torch uses."""
+    with _one_at_a_time:
+        wanted = min(torch.get_num_threads(), MOST_THREADS)
+        if numba.get_num_threads() != wanted:
+            numba.set_num_threads(wanted)
+        yield
+
+
+def product(bits: int, codes: Tensor, x: Tensor, out: Tensor, blocks: int) -> None:
+    """out (M, N) = x (M, K) times the packed weights."""
+    with threads():
+        _product(bits, codes.numpy(), x.numpy(), out.numpy(), blocks)
+
+
+def _start() -> None:
+    """Start numba's threads. Where they are OpenMP's they are torch's own, and starting them changes torch's count."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(threads)
+
+
+_start()

@@ -1,0 +1,181 @@
+"""Learned parts on disk: where they lie, which model they belong to, and how they are found again.
+
+    parts = trained(method, model)      # the nn.Module that `tokenmill train NAME` made, in eval mode
+
+A part is looked for at the knob `weights=PATH`, then in the user's cache, then among those shipped in the package.
+It is one safetensors file whose metadata says what it is: method and knobs, base model and a digest of its weights,
+vocabulary, seed, steps, the figure on held-out text, and a digest of the tensors themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokenmill.errors import ModelError, SpecError, StoreError
+from tokenmill.method import Method
+from tokenmill.models.default import cache_folder
+
+SHIPPED = Path(__file__).parents[1] / "weights"
+SAMPLE = 4096  # numbers a tensor that a model's digest looks at
+
+
+def source(method: Method) -> ModuleType:
+    """The method's file, which holds its learned part; SpecError if it has none."""
+    if not method.card.trains:
+        raise SpecError(f"{method.name} has nothing to train; `tokenmill show {method.name}` says how it works")
+    return sys.modules[method.fn.__module__]
+
+
+def shaping(method: Method) -> dict[str, Any]:
+    """The knobs that the learned part depends on: those that the file's `parts` names."""
+    named = inspect.signature(source(method).parts).parameters
+    return {name: value for name, value in method.knobs.items() if name in named}
+
+
+def build(method: Method, model: Any = None) -> nn.Module:
+    """The part before training. `parts(config, **knobs)` on a frozen model, `parts(**knobs)` for one from scratch."""
+    made = source(method).parts
+    return made(**shaping(method)) if model is None else made(_config(model), **shaping(method))
+
+
+def digest(model: Any) -> str:
+    """Names a model by its weights, the same in float32 and bfloat16, in a fraction of a second. None: "scratch"."""
+    if model is None:
+        return "scratch"
+    told = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, len(flat) // SAMPLE)].to(torch.bfloat16).view(torch.int16).cpu()
+        told.update(f"{name}{tuple(weight.shape)}".encode() + some.numpy().tobytes())
+    return told.hexdigest()[:16]
+
+
+def place(method: Method, model: Any = None, folder: Path | None = None) -> Path:
+    """The file of this method's part for this model: in `folder`, or in the user's cache."""
+    told = json.dumps([sorted((k, repr(v)) for k, v in shaping(method).items()), digest(model)])
+    key = hashlib.sha256(told.encode()).hexdigest()[:12]
+    return (folder or cache_folder() / "trained") / f"{method.name}-{key}.safetensors"
+
+
+def save(path: Path, parts: nn.Module, method: Method, model: Any, told: dict[str, Any]) -> None:
+    """Whole or not at all. `told` goes into the metadata."""
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in parts.state_dict().items()}
+    about = {
+        "method": method.name,
+        "knobs": {k: repr(v) for k, v in shaping(method).items()},
+        "base": {"name": told.pop("model", ""), "digest": digest(model), "vocabulary": _vocabulary(model)},
+        "tensors": _fingerprint(tensors),
+        **told,
+    }
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part, metadata={"tokenmill": json.dumps(about)})
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"cannot write {path}: {error}; choose another --out") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def about(path: Path) -> dict[str, Any]:
+    """The metadata of a file that `save` wrote; ModelError for anything else."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(json.loads(file.metadata()["tokenmill"]))
+    except FileNotFoundError:
+        raise ModelError(f"no file {path} with trained weights; train them, or leave out weights=") from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        raise ModelError(f"{path} is damaged or not trained weights of Tokenmill; train again") from None
+
+
+def trained(method: Method, model: Any = None, *, name: str = "MODEL") -> nn.Module:
+    """The trained part of a method for this model (None: a model from scratch), in eval mode, where the model is."""
+    path = _found(method, model, name)
+    told = about(path)
+    again = f"run: tokenmill train {method.name}" + ("" if model is None else f" --model {name}")
+    if told["method"] != method.name:
+        raise ModelError(f"{path} holds weights of {told['method']}, not of {method.name}")
+    base = told["base"]
+    if base["vocabulary"] != _vocabulary(model):
+        raise ModelError(
+            f"{path} was trained for a vocabulary of {base['vocabulary']} tokens, this model has {_vocabulary(model)}; "
+            + again
+        )
+    if base["digest"] != digest(model):
+        raise ModelError(f"{path} was trained on '{base['name']}', whose weights are not this model's; {again}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError):
+        tensors = {}
+    if _fingerprint(tensors) != told["tensors"]:
+        raise ModelError(f"{path} is damaged: its numbers do not match their digest; {again}")
+    parts = build(method, model)
+    try:
+        parts.load_state_dict(tensors)
+    except RuntimeError:
+        raise ModelError(
+            f"{path} has other shapes than {method!r} needs: it was trained with {_knobs(told)}; {again}"
+        ) from None
+    if model is not None:
+        weight = next(model.parameters())
+        parts = parts.to(weight.device, weight.dtype)
+    return parts.eval().requires_grad_(False)
+
+
+def _found(method: Method, model: Any, name: str) -> Path:
+    if own := method.knobs.get("weights"):
+        return Path(own).expanduser()
+    here = place(method, model)
+    for path in (here, place(method, model, SHIPPED)):
+        if path.is_file():
+            return path
+    whose = "" if model is None else " for this model"
+    model_option = "" if model is None else f" --model {name}"
+    raise ModelError(
+        f"no trained weights of {method!r}{whose}; run: tokenmill train {method.name}{model_option}{_others(method)}"
+    )
+
+
+def _others(method: Method) -> str:
+    """What else is there: the likeliest mistake is another model or other knobs."""
+    files = [f for d in (cache_folder() / "trained", SHIPPED) for f in sorted(d.glob(f"{method.name}-*.safetensors"))]
+    told = []
+    for file in files[:3]:
+        try:
+            known = about(file)
+        except ModelError:
+            continue
+        told.append(f"{_knobs(known)} on {known['base']['name'] or 'nothing'}")
+    return f" (there are weights for {'; '.join(told)})" if told else ""
+
+
+def _knobs(told: dict[str, Any]) -> str:
+    return f"{told['method']}({', '.join(f'{k}={v}' for k, v in told['knobs'].items())})"
+
+
+def _fingerprint(tensors: dict[str, Tensor]) -> str:
+    told = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        told.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()
+
+
+def _config(model: Any) -> Any:
+    return model.config.get_text_config(decoder=True)
+
+
+def _vocabulary(model: Any) -> int | None:
+    return None if model is None else int(_config(model).vocab_size)

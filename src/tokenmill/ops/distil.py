@@ -1,0 +1,32 @@
+"""Teaching a draft head what the model itself would say, at a sample of places: the head over a vocabulary is dear."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from tokenmill.types import Batch
+
+SAMPLE = 12  # places of a row
+
+
+def places(batch: Batch, ahead: int) -> Tensor:
+    """Places of the rows (A,), drawn by the global generator, with `ahead` tokens behind each."""
+    return torch.randperm(batch.ids.shape[1] - ahead, device=batch.ids.device)[:SAMPLE].sort().values
+
+
+def said(batch: Batch, at: Tensor) -> Tensor:
+    """The frozen model's likeliest token after these places: (B, A)."""
+    with torch.no_grad():
+        return batch.head(batch.hidden[:, at]).argmax(-1)
+
+
+def agreement(batch: Batch, states: Tensor, at: Tensor) -> Tensor:
+    """Cross-entropy of states (B, A, E), read by the model's head, against what the model says after places `at`."""
+    return cross_entropy(batch.head(states).float().flatten(0, 1), said(batch, at).flatten())
+
+
+def hits(batch: Batch, states: Tensor, at: Tensor) -> float:
+    """Share of the places where the states' likeliest token is the model's."""
+    return float((batch.head(states).argmax(-1) == said(batch, at)).float().mean())

@@ -1,0 +1,107 @@
+"""Text to train on, and text that is kept apart to judge by: no file is in both.
+
+By default the standard library's own: the reference in `pydoc_data.topics`, a file a topic, and its modules' sources.
+A user's text is a file or a folder; a single file is cut, its last tenth is held out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tokenmill.errors import InputError
+
+APART = 10  # every tenth file is held out
+BYTES = 256  # the vocabulary without a tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Rows of text, in an order that a seed fixes. A batch depends on seed and step alone, so training can resume."""
+
+    train: Tensor  # (N,) ids, files one after the other
+    held_out: Tensor  # (M,)
+
+    def batch(self, rows: int, length: int, seed: int, step: int) -> Tensor:
+        """(rows, length) from places that seed and step choose."""
+        draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        at = torch.randint(len(self.train) - length + 1, (rows, 1), generator=draw)
+        return self.train[at + torch.arange(length)]
+
+    def judged(self, rows: int, length: int) -> Tensor:
+        """(rows, length) of held-out text, evenly spread; fewer rows if it is short. The same for every seed."""
+        rows = max(1, min(rows, len(self.held_out) // length))
+        at = torch.arange(rows) * ((len(self.held_out) - length) // max(1, rows - 1) if rows > 1 else 0)
+        return self.held_out[at[:, None] + torch.arange(length)]
+
+    @property
+    def digest(self) -> str:
+        told = hashlib.sha256(self.train.numpy().tobytes())
+        told.update(self.held_out.numpy().tobytes())
+        return told.hexdigest()[:16]
+
+
+def corpus(path: str | Path | None, encode: Callable[[str], list[int]] | None, length: int) -> Corpus:
+    """The text at `path` (None: the standard library's) as ids; bytes without `encode`."""
+    train, held_out = split(documents(path))
+    parts = [_ids(texts, encode) for texts in (train, held_out)]
+    for what, ids in zip(("to train on", "held out"), parts, strict=True):
+        if len(ids) < length:
+            raise InputError(
+                f"{path or 'the standard library'} has {len(ids)} tokens {what}, fewer than a row of {length}"
+            )
+    return Corpus(*parts)
+
+
+def documents(path: str | Path | None) -> dict[str, str]:
+    """Name -> text."""
+    if path is None:
+        return _standard_library()
+    where = Path(path).expanduser()
+    files = sorted(f for f in where.rglob("*") if f.is_file()) if where.is_dir() else [where]
+    found = {}
+    for file in files:
+        try:
+            found[str(file)] = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            if file == where:
+                raise InputError(f"{file} is not text in UTF-8") from None
+        except OSError as error:
+            raise InputError(f"cannot read {file}: {error.strerror}") from None
+    if not any(text.strip() for text in found.values()):
+        raise InputError(f"{path} holds no text in UTF-8")
+    return found
+
+
+def split(found: dict[str, str]) -> tuple[list[str], list[str]]:
+    """To train on and held out, by file; a text that two files share goes with the first."""
+    texts = list({text: None for _, text in sorted(found.items())})
+    if len(texts) == 1:
+        cut = len(texts[0]) - len(texts[0]) // APART
+        return [texts[0][:cut]], [texts[0][cut:]]
+    ranked = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    apart = set(ranked[: max(1, len(ranked) // APART)])
+    return [t for t in texts if t not in apart], [t for t in texts if t in apart]
+
+
+@cache
+def _standard_library() -> dict[str, str]:
+    from pydoc_data.topics import topics
+
+    found = {f"topics/{name}": text for name, text in topics.items()}
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        found[file.name] = file.read_text(encoding="utf-8", errors="replace")
+    return found
+
+
+def _ids(texts: Sequence[str], encode: Callable[[str], list[int]] | None) -> Tensor:
+    if encode is None:
+        return torch.frombuffer(bytearray("\n\n".join(texts).encode()), dtype=torch.uint8).long()
+    return torch.tensor([i for text in texts for i in encode(text)], dtype=torch.long)

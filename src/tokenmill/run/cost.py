@@ -1,0 +1,60 @@
+"""What a forward pass costs by width: how many tokens at once are worth drafting on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tokenmill.run.session import Session
+
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_measured: dict[tuple[int, int, int], dict[int, float]] = {}
+
+
+def pass_cost(model: Any, widths: Sequence[int] = WIDTHS, context: int = 256, *, turns: int = 3) -> dict[int, float]:
+    """Seconds of a pass over so many new tokens behind `context` others, the median of `turns` interleaved rounds."""
+    session = Session(model)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(context, device=model.device) * 7919 % vocabulary
+    seconds: dict[int, list[float]] = {width: [] for width in widths}
+    with session.engaged():
+        session.read(ids[None])
+        for turn in range(turns + 1):
+            for width in widths:
+                began = time.perf_counter()
+                line = torch.ones(width, width, dtype=torch.bool, device=model.device).tril()
+                session.verify(ids[:width], torch.arange(width, device=model.device), line)
+                if turn:  # the first round warms up
+                    seconds[width].append(time.perf_counter() - began)
+                session.accept(torch.empty(0, dtype=torch.long, device=model.device))
+    return {width: statistics.median(taken) for width, taken in seconds.items()}
+
+
+def cost_of(model: Any, context: int = 256) -> Callable[[int], float]:
+    """Time of a pass by width, relative to one token; measured once for a model and a number of threads."""
+    key = id(model), torch.get_num_threads(), context.bit_length()
+    if key not in _measured:
+        _measured[key] = pass_cost(model, context=context)
+    return relative(_measured[key])
+
+
+def relative(seconds: dict[int, float]) -> Callable[[int], float]:
+    """Measured seconds as a function of every width: 1 at one token, never falling, straight lines between."""
+    widths = sorted(seconds)
+    curve = [max(seconds[w] for w in widths[: i + 1]) / seconds[widths[0]] for i in range(len(widths))]
+
+    def cost(width: int) -> float:
+        place = bisect_left(widths, width)
+        if place == 0:
+            return curve[0]
+        if place == len(widths):  # beyond what was measured: at the pace of the last piece
+            place -= 1
+        left, right = widths[place - 1], widths[place]
+        return curve[place - 1] + (curve[place] - curve[place - 1]) * (width - left) / (right - left)
+
+    return cost

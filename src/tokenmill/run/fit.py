@@ -1,0 +1,357 @@
+"""Train the learned part of a method on any text: `tokenmill train NAME`.
+
+The method's file holds `parts`, `objective` and `figure`; this page owns the loop: AdamW, warm-up and cosine, gradients
+clipped, batches that seed and step fix, checkpoints, and a log. The model under a part is frozen: it reads each batch
+once, without gradients. A run that is killed and resumed gives what it would have given.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from tokenmill.errors import InputError, ModelError, SpecError, StoreError
+from tokenmill.method import Method, parse
+from tokenmill.models.default import cache_folder
+from tokenmill.models.trained import about, build, digest, place, save, shaping, source
+from tokenmill.run.corpus import Corpus, corpus
+from tokenmill.types import Batch, Frozen
+
+DEFAULTS: dict[str, Any] = {"steps": 400, "lr": 1e-3, "rows": 8, "length": 128}
+WARM_UP = 0.05  # share of the steps
+FLOOR = 0.1  # of the learning rate, where the cosine ends
+CLIP = 1.0
+SAVE_SECONDS = 30.0
+HELD_OUT_ROWS = 32
+OWN_PROMPT, OWN_LENGTH, OWN_ROWS, OWN_TEMPERATURE = 32, 128, 8, 0.7
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training made."""
+
+    parts: nn.Module
+    path: Path
+    held_out: dict[str, float]
+    history: list[dict[str, float]]  # step, loss, lr
+
+
+def fit(
+    method: str | Method,
+    model: Any = None,
+    tokenizer: Any = None,
+    *,
+    name: str = "",
+    text: str | Path | Corpus | None = None,
+    out: str | Path | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    lr: float | None = None,
+    rows: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    own: int = 0,
+    resume: bool = False,
+    device: str = "cpu",
+    console: Console | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Fitted:
+    """Train the learned part of `method` and store it where `trained` finds it, or in the folder `out`.
+
+    `model` is the frozen model under a part, `name` what the user calls it; a method that is a model of its own takes
+    none. `minutes` chooses the number of steps by timing a few first. `own` trains on that many tokens that the model
+    itself writes, instead of on the text. Raises SpecError for a method without a learned part, StoreError for a folder
+    with an unfinished run, ModelError when the loss breaks.
+    """
+    chosen = parse(method) if isinstance(method, str) else method
+    if not isinstance(chosen, Method):
+        raise SpecError(f"{chosen!r} is a recipe; train one method at a time")
+    file = source(chosen)
+    scratch = chosen.card.trains == "model"
+    if scratch:
+        model = tokenizer = None
+    elif model is None:
+        raise InputError(f"{chosen.name} is trained on top of a model; give one")
+    if scratch and own:
+        raise InputError(f"{chosen.name} starts from nothing and has no text of its own; leave out --own")
+    if steps is not None and minutes is not None:
+        raise InputError("steps and minutes contradict each other; give one of them")
+    if (minutes is not None and minutes <= 0) or (steps is not None and steps < 1) or own < 0:
+        raise InputError("steps, minutes and own must be above zero")
+    usual = DEFAULTS | getattr(file, "TRAINING", {})
+    lr, rows, length = lr or usual["lr"], rows or usual["rows"], length or usual["length"]
+    if not scratch:
+        device = str(next(model.parameters()).device)
+    encode = None if tokenizer is None else lambda t: list(tokenizer(t, add_special_tokens=False)["input_ids"])
+    data = text if isinstance(text, Corpus) else corpus(text, encode, length)
+    path = place(chosen, model, None if out is None else Path(out))
+    work = path.with_suffix(".checkpoint")
+    saved = _checkpoint(work, resume)
+    if saved is None and resume and path.is_file():
+        return _finished(chosen, model, path)
+    if own:
+        data = _own(model, tokenizer, data, own, seed)
+
+    with _seeded(seed), _at_rest(model):
+        parts = build(chosen, model).to(device).train()
+        if minutes is not None and saved is None:
+            steps = _affordable(chosen, model, parts, data, rows, length, minutes)
+        plan = {
+            "spec": repr(chosen), "knobs": {k: repr(v) for k, v in shaping(chosen).items()}, "base": digest(model),
+            "text": data.digest, "seed": seed, "lr": lr, "rows": rows, "length": length, "own": own,
+        }  # fmt: skip
+        if saved is not None and steps is None:
+            steps = saved["steps"]
+        steps = steps or usual["steps"]
+        plan["steps"] = steps
+        optimizer = torch.optim.AdamW(parts.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
+        history: list[dict[str, float]] = []
+        seconds = 0.0
+        if saved is not None:
+            if saved["plan"] != plan:
+                odd = [k for k in plan if saved["plan"].get(k) != plan[k]]
+                raise StoreError(f"{work} was begun with another {', '.join(odd)}; give the same, or remove it")
+            parts.load_state_dict(saved["parts"])
+            optimizer.load_state_dict(saved["optimizer"])
+            history, seconds = saved["history"], saved["seconds"]
+
+        def keep() -> None:
+            _write(work, {
+                "plan": plan, "steps": steps, "parts": parts.state_dict(), "optimizer": optimizer.state_dict(),
+                "history": history, "seconds": seconds + time.perf_counter() - began,
+            })  # fmt: skip
+
+        began = last = time.perf_counter()
+        try:
+            with _bar(chosen.name, steps, console) as tick:
+                for step in range(len(history), steps):
+                    torch.manual_seed(seed * 1_000_003 + step)
+                    rate = lr * schedule(step, steps)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    ids = data.batch(rows, length, seed, step).to(device)
+                    loss = file.objective(parts, read(model, chosen, ids, step / steps))
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(parts.parameters(), CLIP)
+                    optimizer.step()
+                    value = float(loss.detach())
+                    if not math.isfinite(value):
+                        raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g})")
+                    history.append({"step": step, "loss": value, "lr": rate})
+                    now = time.perf_counter()
+                    tick(step + 1, value, (step + 1) * rows * length / (seconds + now - began))
+                    if on_step is not None:
+                        on_step(step)
+                    if now - last > SAVE_SECONDS:
+                        keep()
+                        last = now
+        except KeyboardInterrupt:
+            keep()
+            raise
+        seconds += time.perf_counter() - began
+        held_out = judge(chosen, parts, model, data, length)
+    told = {"model": name, "plan": plan, "seed": seed, "steps": steps, "held_out": held_out}
+    save(path, parts, chosen, model, told)
+    _log(path.with_suffix(".json"), {
+        "method": repr(chosen), "model": name, "plan": plan, "held_out": held_out, "seconds": round(seconds, 1),
+        "tokens": steps * rows * length, "environment": _environment(parts), "history": history,
+    })  # fmt: skip
+    work.unlink(missing_ok=True)
+    return Fitted(parts.eval(), path, held_out, history)
+
+
+def schedule(step: int, steps: int) -> float:
+    """Up in a straight line, down along a cosine: the learning rate's share at a step."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0) -> Batch:
+    """What the frozen model says about a batch; without a model, the ids alone."""
+    if model is None:
+        return Batch(ids, progress)
+    asked = getattr(source(method), "layers", None)
+    config = model.config.get_text_config(decoder=True)
+    wanted = () if asked is None else tuple(asked(config, **shaping(method)))
+    last = config.num_hidden_layers - 1
+    if wrong := [layer for layer in wanted if not 0 <= layer < last]:
+        raise SpecError(f"{method.name} asks for the state after layer {wrong[0]}; there is 0 to {last - 1}")
+    with torch.no_grad():
+        told = model.base_model(input_ids=ids, use_cache=False, output_hidden_states=bool(wanted))
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        output = model.get_output_embeddings()
+        bias = getattr(output, "bias", None)
+        logits = nn.functional.linear(
+            hidden.to(output.weight.dtype), output.weight.detach(), None if bias is None else bias.detach()
+        )
+        return logits if not cap else cap * torch.tanh(logits / cap)
+
+    def embed(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.get_input_embeddings()(ids)
+
+    states = {layer: told.hidden_states[layer + 1] for layer in wanted}
+    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head, embed))
+
+
+@torch.no_grad()
+def judge(method: Method, parts: nn.Module, model: Any, data: Corpus, length: int) -> dict[str, float]:
+    """The method's figure on held-out text: means over batches."""
+    was = parts.training
+    parts.eval()
+    device = next(parts.parameters()).device
+    columns: dict[str, list[float]] = {}
+    for ids in data.judged(HELD_OUT_ROWS, length).split(8):
+        for what, value in source(method).figure(parts, read(model, method, ids.to(device))).items():
+            columns.setdefault(what, []).append(float(value))
+    parts.train(was)
+    return {what: sum(values) / len(values) for what, values in columns.items()}
+
+
+def _affordable(
+    method: Method, model: Any, parts: nn.Module, data: Corpus, rows: int, length: int, minutes: float
+) -> int:
+    """Steps that fit into the minutes, by the speed of a few on a copy; the first, which warms up, is not counted."""
+    tried = copy.deepcopy(parts)
+    device = next(parts.parameters()).device
+    took = []
+    for step in range(4):
+        began = time.perf_counter()
+        batch = read(model, method, data.batch(rows, length, 0, step).to(device), 0.0)
+        source(method).objective(tried, batch).backward()
+        took.append(time.perf_counter() - began)
+    return max(1, int(minutes * 60 / (1.1 * sorted(took[1:])[1])))  # a tenth for the optimizer and checkpoints
+
+
+def _own(model: Any, tokenizer: Any, data: Corpus, tokens: int, seed: int) -> Corpus:
+    """Text that the model writes after openings from the corpus; cached, for it takes long."""
+    key = f"{digest(model)}-{data.digest}-{tokens}-{seed}"
+    file = cache_folder() / "own" / f"{key}.pt"
+    with suppress(OSError, RuntimeError, EOFError, KeyError):
+        kept = torch.load(file, weights_only=True)
+        return Corpus(kept["train"], kept["held_out"])
+    from tokenmill.run.generate import generate
+
+    def written(ids: Tensor, tokens: int) -> Tensor:
+        rows = max(1, math.ceil(tokens / OWN_LENGTH))
+        draw = torch.Generator().manual_seed(seed)
+        at = torch.randint(max(1, len(ids) - OWN_PROMPT), (rows, 1), generator=draw)
+        prompts = ids[(at + torch.arange(OWN_PROMPT)).clamp(max=len(ids) - 1)].tolist()
+        texts: list[int] = []
+        for first in range(0, rows, OWN_ROWS):
+            some = prompts[first : first + OWN_ROWS]
+            made = generate(
+                model, tokenizer, some, max_new_tokens=OWN_LENGTH, temperature=OWN_TEMPERATURE,
+                seed=seed + first, ignore_eos=True,
+            )  # fmt: skip
+            for prompt, one in zip(some, made, strict=True):
+                texts += prompt + one.ids
+        return torch.tensor(texts)
+
+    made = Corpus(written(data.train, tokens), written(data.held_out, max(OWN_LENGTH, tokens // 10)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write(file, {"train": made.train, "held_out": made.held_out})
+    return made
+
+
+def _checkpoint(work: Path, resume: bool) -> dict[str, Any] | None:
+    if not work.is_file():
+        return None
+    if not resume:
+        raise StoreError(f"{work} is of an unfinished training; go on with --resume, or remove it")
+    try:
+        return dict(torch.load(work, weights_only=True))
+    except Exception:  # a damaged pickle may raise anything
+        raise StoreError(f"{work} is damaged; remove it and train again") from None
+
+
+def _finished(method: Method, model: Any, path: Path) -> Fitted:
+    from safetensors.torch import load_file
+
+    parts = build(method, model)
+    parts.load_state_dict(load_file(path))
+    return Fitted(parts.eval(), path, about(path)["held_out"], [])
+
+
+def _write(path: Path, what: dict[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(what, part)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+
+
+def _log(path: Path, told: dict[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _environment(parts: nn.Module) -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    from tokenmill import __version__
+
+    weight = next(parts.parameters())
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": weight.device.type,
+        "parameters": sum(p.numel() for p in parts.parameters()),
+        "versions": {"tokenmill": __version__, **{p: version(p) for p in ("torch", "transformers")}},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global generator is the caller's again afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _at_rest(model: Any) -> Iterator[None]:
+    """The frozen model in eval mode."""
+    was = None if model is None else model.training
+    if model is not None:
+        model.eval()
+    try:
+        yield
+    finally:
+        if model is not None:
+            model.train(was)
+
+
+@contextmanager
+def _bar(name: str, steps: int, console: Console | None) -> Iterator[Callable[[int, float, float], None]]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=console is None) as bar:
+        task = bar.add_task(name, total=steps, loss=float("nan"), speed=0.0)
+        yield lambda done, loss, speed: bar.update(task, completed=done, loss=loss, speed=speed)

@@ -1,0 +1,25 @@
+"""The cost of a pass by width, as trees ask for it."""
+
+import pytest
+
+from tiny import tiny
+from tokenmill.run.cost import cost_of, pass_cost, relative
+
+
+def test_a_curve_from_a_few_widths():
+    cost = relative({1: 2.0, 4: 3.0, 8: 2.5, 16: 6.0})
+    assert [cost(w) for w in (1, 4, 16)] == [1, 1.5, 3]
+    assert cost(2) == pytest.approx(1 + 0.5 / 3)
+    assert cost(8) == 1.5, "a wider pass that was measured faster is noise"
+    assert cost(12) == pytest.approx(2.25)
+    assert cost(32) == pytest.approx(3 + 1.5 * 2), "beyond: at the pace of the last piece"
+
+
+def test_it_is_measured_once_for_a_model():
+    model = tiny("llama")
+    seconds = pass_cost(model, (1, 4), 16, turns=1)
+    assert set(seconds) == {1, 4}
+    assert min(seconds.values()) > 0
+    first = cost_of(model)
+    assert first(1) == 1
+    assert [first(w) for w in range(1, 33)] == [cost_of(model)(w) for w in range(1, 33)]

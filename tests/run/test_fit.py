@@ -1,0 +1,267 @@
+"""Training a learned part: the contract, on two heads over a tiny frozen model, kills, wrong files, messages."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from tiny import VOCAB, tiny
+from tokenmill.errors import InputError, ModelError, RecipeError, SpecError, StoreError
+from tokenmill.method import Recipe, get, method
+from tokenmill.models.trained import about, digest, place, save, trained
+from tokenmill.run.corpus import Corpus, corpus, documents, split
+from tokenmill.run.fit import fit, read, schedule
+
+# ---- a method with a learned part: heads that guess the tokens after the next one -----------------------------------
+
+
+class Heads(nn.Module):
+    def __init__(self, size, heads):
+        super().__init__()
+        self.linear = nn.ModuleList(nn.Linear(size, size) for _ in range(heads))
+        for linear in self.linear:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, hidden):
+        return [hidden + nn.functional.silu(linear(hidden)) for linear in self.linear]
+
+
+def parts(config, *, heads=2):
+    return Heads(config.hidden_size, heads)
+
+
+def layers(config, *, heads=2):
+    return (0, config.num_hidden_layers - 2)
+
+
+def objective(parts, batch):
+    assert len(batch.states) == 2
+    assert not batch.hidden.requires_grad
+    return sum(
+        cross_entropy(batch.head(h)[:, : -k - 2].flatten(0, 1), batch.ids[:, k + 2 :].flatten())
+        for k, h in enumerate(parts(batch.hidden))
+    )
+
+
+def figure(parts, batch):
+    return {
+        f"hits at {k + 2}": (batch.head(h).argmax(-1)[:, : -k - 2] == batch.ids[:, k + 2 :]).float().mean().item()
+        for k, h in enumerate(parts(batch.hidden))
+    }
+
+
+@method(verb="draft", title="", trains="part")
+def guesses(verified, *, heads: int = 2, top: int = 4, weights: str | None = None):
+    """Guesses: an example."""
+
+
+def text(seed=0):
+    """A walk that a head can learn: each token is the one before plus one, mostly."""
+    draw = torch.Generator().manual_seed(seed)
+    steps = torch.where(torch.rand(4000, generator=draw) < 0.9, 1, 7)
+    ids = 3 + steps.cumsum(0) % 12
+    return Corpus(ids[:3000], ids[3000:])
+
+
+QUICK = {"text": text(), "rows": 4, "length": 24, "lr": 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Killed(BaseException):
+    pass
+
+
+def killer(at):
+    def on_step(step):
+        if step == at:
+            raise Killed
+
+    return on_step
+
+
+def test_a_part_learns_is_stored_and_is_found_again():
+    before = digest(tiny())
+    made = fit(guesses, tiny(), steps=120, name="tiny", **QUICK)
+    untrained = fit(guesses, tiny(), steps=1, out=made.path.parent / "other", **{**QUICK, "lr": 1e-9})
+    assert made.held_out["hits at 2"] > untrained.held_out["hits at 2"] + 0.1
+    assert digest(tiny()) == before
+    assert all(p.grad is None for p in tiny().parameters())
+    found = trained(guesses, tiny())
+    assert not found.training
+    for (name, one), other in zip(found.state_dict().items(), made.parts.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    told = about(made.path)
+    assert (told["method"], told["base"]["name"], told["base"]["vocabulary"]) == ("guesses", "tiny", VOCAB)
+    assert told["held_out"] == made.held_out
+    log = json.loads(made.path.with_suffix(".json").read_text())
+    assert [h["step"] for h in log["history"]] == list(range(120))
+    assert log["plan"]["seed"] == 0
+    assert log["environment"]["versions"]["torch"]
+    assert not made.path.with_suffix(".checkpoint").exists()
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenmill.run.fit.SAVE_SECONDS", 0.0)  # a checkpoint after every step
+    whole = fit(guesses, tiny(), steps=12, out=tmp_path / "whole", **QUICK)
+    with pytest.raises(Killed):
+        fit(guesses, tiny(), steps=12, out=tmp_path / "killed", on_step=killer(7), **QUICK)
+    with pytest.raises(StoreError, match="--resume"):
+        fit(guesses, tiny(), steps=12, out=tmp_path / "killed", **QUICK)
+    with pytest.raises(StoreError, match="another seed"):
+        fit(guesses, tiny(), steps=12, out=tmp_path / "killed", resume=True, seed=1, **QUICK)
+    asked = []
+    resumed = fit(guesses, tiny(), out=tmp_path / "killed", resume=True, on_step=asked.append, **QUICK)
+    assert asked == [7, 8, 9, 10, 11]  # step 7 had run, but died before its checkpoint
+    assert [h["loss"] for h in resumed.history] == pytest.approx([h["loss"] for h in whole.history], rel=1e-5)
+    for one, other in zip(resumed.parts.parameters(), whole.parts.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    assert resumed.held_out == pytest.approx(whole.held_out)
+    again = fit(guesses, tiny(), out=tmp_path / "killed", resume=True, on_step=asked.append, **QUICK)
+    assert again.held_out == resumed.held_out  # finished already: nothing is trained
+    assert len(asked) == 5
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path):
+    path = place(guesses, tiny(), tmp_path).with_suffix(".checkpoint")
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(StoreError, match="damaged"):
+        fit(guesses, tiny(), steps=2, out=tmp_path, resume=True, **QUICK)
+
+
+def test_the_seed_decides_and_the_global_one_is_left_alone(tmp_path):
+    state = torch.get_rng_state()
+    runs = [
+        fit(guesses, tiny(), steps=3, seed=s, out=tmp_path / str(i), **QUICK).history for i, s in enumerate((0, 0, 1))
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_minutes_choose_the_steps(tmp_path):
+    made = fit(guesses, tiny(), minutes=0.01, out=tmp_path, **QUICK)
+    assert 1 <= len(made.history) < 2000
+    with pytest.raises(InputError, match="contradict"):
+        fit(guesses, tiny(), minutes=1, steps=3, **QUICK)
+
+
+def test_knobs_that_do_not_shape_the_part_share_its_weights():
+    fit(guesses(top=9), tiny(), steps=1, **QUICK)
+    trained(guesses(top=2), tiny())
+    with pytest.raises(ModelError, match=r"no trained weights of guesses\(heads=3\).*there are weights for guesses"):
+        trained(guesses(heads=3), tiny())
+
+
+def test_wrong_files_are_told_in_one_line(tmp_path):
+    with pytest.raises(ModelError, match="run: tokenmill train guesses --model here/it"):
+        trained(guesses, tiny(), name="here/it")
+    path = str(fit(guesses, tiny(), steps=1, name="tiny", **QUICK).path)
+    with pytest.raises(ModelError, match="trained on 'tiny', whose weights are not this model's"):
+        trained(guesses(weights=path), tiny("qwen2"))
+    with pytest.raises(ModelError, match="other shapes"):
+        trained(guesses(weights=path, heads=3), tiny())
+    with pytest.raises(ModelError, match="no file"):
+        trained(guesses(weights=str(tmp_path / "none")), tiny())
+    raw = bytearray(Path(path).read_bytes())
+    raw[-3] ^= 1
+    (tmp_path / "bit").write_bytes(raw)
+    with pytest.raises(ModelError, match="damaged: its numbers"):
+        trained(guesses(weights=str(tmp_path / "bit")), tiny())
+    (tmp_path / "short").write_bytes(raw[:-9])
+    with pytest.raises(ModelError, match="damaged"):
+        trained(guesses(weights=str(tmp_path / "short")), tiny())
+    other = tmp_path / "other.safetensors"
+    save(other, Heads(48, 2), get("mor"), None, {"model": ""})
+    with pytest.raises(ModelError, match="weights of mor"):
+        trained(guesses(weights=str(other)), tiny())
+
+
+def test_another_vocabulary_is_told(monkeypatch):
+    path = str(fit(guesses, tiny(), steps=1, **QUICK).path)
+    monkeypatch.setattr("tokenmill.models.trained._vocabulary", lambda model: 98)
+    with pytest.raises(ModelError, match="97 tokens, this model has 98"):
+        trained(guesses(weights=path), tiny())
+
+
+def test_the_digest_names_weights_not_their_precision():
+    assert digest(tiny()) == digest(tiny("llama", torch.bfloat16))
+    assert digest(tiny()) != digest(tiny("qwen2"))
+
+
+def test_methods_without_a_learned_part_and_models_in_recipes_are_refused():
+    with pytest.raises(SpecError, match="knorm has nothing to train"):
+        fit("knorm", tiny())
+    with pytest.raises(RecipeError, match="run: tokenmill train mor"):
+        Recipe((get("mor"),))
+    with pytest.raises(InputError, match="on top of a model"):
+        fit(guesses)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2"])
+def test_a_batch_says_what_the_model_says(name):
+    ids = text().batch(2, 9, 0, 0)
+    batch = read(tiny(name), guesses, ids)
+    with torch.no_grad():
+        told = tiny(name)(ids, output_hidden_states=True)
+    assert torch.allclose(batch.logits, told.logits, atol=1e-4)
+    assert torch.equal(batch.states[0], told.hidden_states[1])
+    hidden = batch.hidden.clone().requires_grad_()
+    batch.head(hidden).sum().backward()
+    assert hidden.grad.abs().sum() > 0
+    assert all(p.grad is None for p in tiny(name).parameters())
+
+
+def test_held_out_text_is_of_other_files(tmp_path):
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text(f"file {i} " * 40)
+    (tmp_path / "copy.txt").write_text("file 3 " * 40)
+    found = documents(tmp_path)
+    train, held_out = split(found)
+    assert len(train) + len(held_out) == 20  # the copy counts once
+    assert not {*train} & {*held_out}
+    assert len(held_out) == 2
+    data = corpus(tmp_path, None, 16)
+    assert data.train.max() < 256
+    assert torch.equal(data.batch(3, 16, 5, 7), data.batch(3, 16, 5, 7))
+    assert not torch.equal(data.batch(3, 16, 5, 7), data.batch(3, 16, 5, 8))
+    with pytest.raises(InputError, match="fewer than a row"):
+        corpus(tmp_path / "1.txt", None, 200)
+    with pytest.raises(InputError, match="cannot read"):
+        documents(tmp_path / "none")
+
+
+def test_the_default_text_is_real_and_cut_by_file():
+    data = corpus(None, None, 64)
+    assert len(data.train) > 1_000_000
+    assert len(data.held_out) > 50_000
+    assert data.judged(8, 64).shape == (8, 64)
+
+
+def test_the_models_own_words_are_written_once(monkeypatch):
+    from tiny_tokenizer import tiny_tokenizer
+
+    calls = []
+    module = __import__("tokenmill.run.generate", fromlist=["generate"])
+    real = module.generate
+    monkeypatch.setattr(module, "generate", lambda *a, **k: calls.append(1) or real(*a, **k))
+    one = fit(guesses, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK)
+    first = len(calls)
+    assert first > 0
+    other = fit(guesses, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK)
+    assert len(calls) == first
+    assert one.history == other.history
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [schedule(i, 100) for i in range(100)]
+    assert rates[0] < rates[4] == 1.0
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0.1 <= rates[-1] < 0.11
