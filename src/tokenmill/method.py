@@ -295,7 +295,7 @@ RUNNABLE = ("score", "keep", "merge", "quantize", "skip", "draft", "choose")
 def _kind(m: Method) -> str:
     """What a method decides; a recipe has one of each kind, warpers apart."""
     if m.verb == "choose":
-        return m.card.role
+        return m.card.role or "final"
     return "rule" if m.card.role == "rule" else m.verb
 
 
