@@ -25,7 +25,7 @@ SPECS = {"contrastive": "contrastive", "greedy": "greedy", "top_p": "top_p(share
 
 
 def measure(lab: Lab) -> list[Check]:
-    tokens, each = (48, 2) if lab.quick else (96, 5)
+    tokens, each = (48, 3) if lab.quick else (96, 5)
     diversity: dict[str, list[float]] = {name: [] for name in SPECS}
     nats: dict[str, list[float]] = {name: [] for name in SPECS}
     seconds: dict[str, list[float]] = {name: [] for name in SPECS}
