@@ -17,7 +17,7 @@ from tokenmill.errors import InputError, SpecError, TokenmillError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
-TRACKS = ("cache", "decode")
+TRACKS = ("cache", "decode", "depth")
 REPRODUCTIONS = Path("tokenmill-runs") / "reproduce"
 EXTRAS = {"pydantic": "measure", "gguf": "default-model", "accelerate": "default-model"}
 
@@ -227,7 +227,9 @@ def compare(
     methods: Annotated[
         str | None, typer.Option(help="Specs with commas between them; all that fit if not given.")
     ] = None,
-    budgets: Annotated[str | None, typer.Option(help="Shares of the cache that stay, such as 0.5,0.25,0.1.")] = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="Shares of the cache (depth: of the layers), such as 0.5,0.25.")
+    ] = None,
     input: Input = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; one under tokenmill-runs if not given.")] = None,
     resume: Annotated[

@@ -75,9 +75,14 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "calm": (0.0, math.inf, False, "entropy in nats up to which one trial will do"),
     "unsure": (0.0, math.inf, True, "entropy in nats from which all trials are made"),
     "answers": (1, math.inf, False, "answers that are asked for, one after the other"),
-    "length": (1, math.inf, False, "tokens at most"),
     "epsilon": (0.0, 1.0, True, "probability that is plausible enough whatever the entropy"),
     "delta": (0.0, math.inf, True, "probability that is plausible, relative to exp(-entropy)"),
+    "threshold": (0.0, 1.0, False, "confidence from which on no more layers are run"),
+    "stride": (1, math.inf, False, "layers from one question to the next"),
+    "decay": (0.0, math.inf, False, "how fast the threshold falls while generating: 0 = not at all"),
+    "length": (1, math.inf, False, "tokens at most, or generated tokens over which a schedule runs"),
+    "warmup": (0, math.inf, False, "first layers that always run"),
+    "least": (0.0, 1.0, True, "share of the layers that runs at the end of a schedule"),
 }
 
 # Knobs that say the same thing twice.
@@ -113,7 +118,8 @@ class Card:
     year: int | None = None
     needs: tuple[str, ...] = ()  # beyond keys, values, positions: see NEEDS
     every: int = 64  # while generating: decide again after this many new tokens
-    acts: str = "cache"  # "cache": evicts; "attend": chooses what each pass attends to; "walk": drops between layers
+    acts: str = "cache"  # "cache": evicts; "attend": chooses what each pass attends to; "walk": drops between layers;
+    #   "exit": lets rows leave a pass between layers
     nested: str = ""  # why a larger budget need not keep a superset; "" = it must
     same_as: str = ""  # the method whose decisions these are by definition; "" = none may be
     trains: str = ""  # "part": on top of a frozen model; "model": a small model from scratch; "" = nothing is learned
@@ -337,6 +343,28 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
             f"{keep!r} and {merge!r}: {merge.name} stores two layers as one, so both must hold the same tokens, "
             f"and {keep.name} chooses layer by layer"
         )
+    skip = seen.get("skip")
+    if skip and "draft" in seen:
+        raise RecipeError(
+            f"{skip!r} + {seen['draft']!r}: a draft's tokens are verified in one pass of one depth, and {skip.name} "
+            "gives each token a depth of its own, so the text would no longer be what it is without drafting"
+        )
+    if skip and merge:
+        raise RecipeError(
+            f"{merge!r} + {skip!r}: {merge.name} stores two layers as one, so both must hold the same tokens, and "
+            f"{skip.name} lets tokens pass by layers"
+        )
+    if skip and skip.card.acts == "exit":
+        if keep and keep.card.acts == "attend":
+            raise RecipeError(
+                f"{keep!r} + {skip!r}: {keep.name} chooses by the queries of a pass, and rows that left it have none"
+            )
+        other = seen.get("quantize") or (keep if keep and keep.name != "full" else None)
+        if other and skip.knobs.get("fill") == "missing":
+            raise RecipeError(
+                f"{other!r} + {skip!r}: {other.name} decides after so many tokens of a layer, and with fill='missing' "
+                f"each row has its own count there; use {skip.name}(fill='carry', …)"
+            )
     if merge and seen.get("quantize"):
         raise RecipeError(f"{merge!r} and {seen['quantize']!r} both own how a layer is stored; use one of them")
     if keep and keep.card.acts == "walk":

@@ -29,11 +29,13 @@ __all__ = [
     "Bits",
     "Depth",
     "Draft",
+    "Exit",
     "Growth",
     "Guess",
     "Keep",
     "Learned",
     "Merge",
+    "Midway",
     "Rotary",
     "Said",
     "Step",
@@ -129,14 +131,34 @@ class Step:
     position: int  # absolute position of the newest token, in the longest row
     generated: int  # tokens generated so far, those of this pass included; 0 = the prompt is being read
     layers: int
+    prompt: bool = False  # text is being read, also that of a later turn
 
 
 @dataclass(frozen=True)
 class Depth:
-    """Which layers a pass runs, in order, and what a skipped layer's cache holds for the token."""
+    """Which layers a pass runs, in this order, and what a skipped layer's cache holds for the token."""
 
     layers: tuple[int, ...]
     fill: str = "carry"  # "carry": key and value computed from the hidden state that skipped it; "missing": nothing
+
+
+@dataclass(frozen=True)
+class Midway:
+    """The new token of each row that still walks, after a layer, as a method that lets rows leave early sees it."""
+
+    step: Step
+    layer: int  # that has just run
+    hidden: Tensor  # (B, E) behind it
+    before: Tensor  # (B, E) that went into it
+    logits: Callable[[], Tensor]  # () -> (B, V): the model's final norm and head on `hidden`, computed when called
+
+
+@dataclass(frozen=True)
+class Exit:
+    """Which rows go no deeper, and what the layers above hold for their token: see Depth."""
+
+    rows: Tensor  # (B,) bool
+    fill: str = "carry"
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,9 @@ def test_walking_equals_a_mask_over_the_whole(name, monkeypatch):
     active_now: list[torch.Tensor] = []
     original = engine.Pass._layer
 
-    def spied(self, layer, hidden, angles):
+    def spied(self, *given):
         active_now.append(self.visible.clone())
-        return original(self, layer, hidden, angles)
+        return original(self, *given)
 
     monkeypatch.setattr(engine.Pass, "_layer", spied)
     got, ends = [], []

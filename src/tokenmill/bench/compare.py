@@ -32,7 +32,7 @@ from tokenmill.bench.sweep import DECODE, PICTURE, PREFILL, READING, RowSpec, Sw
 from tokenmill.errors import InputError, ModelError, StoreError, TokenmillError, did_you_mean
 from tokenmill.method import recipe
 
-TRACKS = ("cache", "decode")
+TRACKS = ("cache", "decode", "depth")
 RUNS = Path("tokenmill-runs")
 
 
@@ -63,9 +63,10 @@ def compare(
     console = console or Console()
     if track == "decode":
         return _compare_decode(console, model, weights, methods, input, out, resume, seed, quick)
-    plan = tasks.plan(quick, own_text=input is not None)
+    deep = track == "depth"
+    plan = (tasks.depth_plan if deep else tasks.plan)(quick, own_text=input is not None)
     shares = sweep.check_budgets(plan.budgets if budgets is None else budgets)
-    rows = sweep.expand(sweep.CACHE_METHODS if methods is None else methods, shares)
+    rows = sweep.expand(methods or (sweep.DEPTH_METHODS if deep else sweep.CACHE_METHODS), shares)
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt for the report is empty")
     source = tasks.read_input(input) if input is not None else None
@@ -142,10 +143,10 @@ def _measure(
     figures.mark(made)
     made = figures.best_first(made)
     results = Results(schema=1, track=track, model=model, environment=environment, rows=made)
-    picture = _picture(work, cells)
     path = store.write("results.json", results.model_dump_json(by_alias=True, indent=1) + "\n")
-    page = store.write("report.html", report.html(results, picture))
-    best = figures.winner(made)
+    drawn = report.depth_html(results) if track == "depth" else report.html(results, _picture(work, cells))
+    page = store.write("report.html", drawn)
+    best = figures.shallow_winner(made) if track == "depth" else figures.winner(made)
     if best is not None:
         store.write("recipe.toml", recipe_toml(results, best))
     console.print(table(results, console.width))
@@ -380,6 +381,7 @@ def _row(row: RowSpec, cells: Cells, plan: tasks.Plan, seed: int) -> Row:
             tasks=shown,
             families=families,
             bytes_share=fast["bytes"] / fast["bytes_untouched"],
+            layers_share=_layers(row.spec, cells, plan),
             bytes_held=fast["bytes"],
             bytes_held_untouched=fast["bytes_untouched"],
             peak_share=read["peak"] / read["peak_untouched"],
@@ -388,6 +390,15 @@ def _row(row: RowSpec, cells: Cells, plan: tasks.Plan, seed: int) -> Row:
             seconds=sum(seconds for (_, _, spec), (_, seconds) in cells.items() if spec == row.spec),
         ),
     )
+
+
+def _layers(spec: str, cells: Cells, plan: tasks.Plan) -> float | None:
+    """Layers a token after the prompt, relative to the untouched model; None where the track is not about them."""
+    if plan.picture_tokens:
+        return None
+    ran = lambda name: [cells[task.name, i, name][0]["layers"] for task in plan.tasks for i in range(task.samples)]
+    mine, full = ran(spec), ran("full")
+    return None if None in mine else statistics.fmean(mine) / statistics.fmean(full)
 
 
 def _pace(cell: dict[str, list[float]], batch: int, context: int, *, faster_is_less: bool) -> Pace:
@@ -439,6 +450,10 @@ def _picture(work: Sweep, cells: Cells) -> dict[str, Any]:
 # ---- what the user reads ----------------------------------------------------------------------------------------
 
 
+def _why(results: Results) -> str:
+    return figures.SHALLOW_WINNER if results.track == "depth" else figures.WINNER
+
+
 def recipe_toml(results: Results, best: Row) -> str:
     """The winner, as `tokenmill run --recipe-file` reads it."""
     text = lambda value: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -448,11 +463,12 @@ def recipe_toml(results: Results, best: Row) -> str:
         "quality_low": m.quality.low if m.quality else None,
         "quality_high": m.quality.high if m.quality else None,
         "bytes_share": m.bytes_share,
+        "layers_share": m.layers_share,
         "decode_ratio": m.decode.ratio if m.decode else None,
         "prefill_ratio": m.prefill.ratio if m.prefill else None,
     }
     lines = [
-        f"# Chosen by computation: {figures.WINNER}.",
+        f"# Chosen by computation: {_why(results)}.",
         '# Use it: tokenmill run --recipe-file recipe.toml "..."',
         f"recipe = {text(best.spec)}",
         f"model = {text(results.model)}",
@@ -469,6 +485,10 @@ def recipe_toml(results: Results, best: Row) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _spent(results: Results) -> str:
+    return "layers" if results.track == "depth" else "bytes"
+
+
 MARKS = {(True, True): "●◆", (True, False): "●", (False, True): "◆", (False, False): ""}
 
 
@@ -476,12 +496,12 @@ def table(results: Results, width: int) -> Table:
     """The untouched model, then best first; ● and ◆ mark what no other row beats."""
     shown = Table(
         title=f"compare {results.track}: {results.model}",
-        caption="● Pareto-optimal in quality against bytes, ◆ in quality against decode speed",
+        caption=f"● Pareto-optimal in quality against {_spent(results)}, ◆ in quality against decode speed",
     )
     shown.add_column("method", overflow="fold")
     shown.add_column("budget", justify="right")
     shown.add_column("")
-    for name in ("quality", "bytes"):
+    for name in ("quality", _spent(results)):
         shown.add_column(name, justify="right", no_wrap=True)
     columns = report.columns(results) if width >= 120 else []
     for column in columns:
@@ -495,7 +515,7 @@ def table(results: Results, width: int) -> Table:
             f"{row.budget:g}" if row.budget is not None else "",
             MARKS[m.pareto_bytes, m.pareto_speed],
             f"{m.quality.mean:.2f} [{m.quality.low:.2f}, {m.quality.high:.2f}]" if m.quality else "–",
-            f"{m.bytes_share:.0%}" if m.bytes_share is not None else "–",
+            f"{size:.0%}" if (size := figures.size_of(row)) is not None else "–",
             *(column.text(row) for column in columns),
             *(f"{pace.ratio:.2f}×" if pace else "–" for pace in (m.decode, m.prefill)),
         ]
@@ -515,5 +535,5 @@ def _closing(results: Results, best: Row | None, path: Path, page: Path) -> list
         f"{cost['share_of_this_run']:.1%} of this run ({cost['share_of_a_run_alone']:.0%} of measuring it alone).",
     ]
     if best is not None:
-        lines.append(f"Winner ({figures.WINNER}): {best.spec}, in {path.with_name('recipe.toml')}")
+        lines.append(f"Winner ({_why(results)}): {best.spec}, in {path.with_name('recipe.toml')}")
     return [*lines, f"Report: {page}", f"Figures: {path}"]

@@ -62,6 +62,7 @@ class Metrics(Strict):
     bytes_held: int | None = None
     bytes_held_untouched: int | None = None
     peak_share: float | None = None  # most bytes held between passes while the prefill measurement's prompt is read
+    layers_share: float | None = None  # layers run for a token after the prompt / the untouched model's
     prefill: Pace | None = None
     decode: Pace | None = None
     pareto_bytes: bool = False
@@ -165,10 +166,16 @@ def pareto(quality: Sequence[float | None], cost: Sequence[float | None]) -> lis
     return [best(q, c) for q, c in zip(quality, cost, strict=True)]
 
 
+def size_of(row: Row) -> float | None:
+    """What a row spends relative to the untouched model: layers where the track is about them, else bytes."""
+    m = row.metrics
+    return m.bytes_share if m.layers_share is None else m.layers_share
+
+
 def mark(rows: Sequence[Row]) -> None:
-    """Set the Pareto marks: quality against bytes, quality against decode speed."""
+    """Set the Pareto marks: quality against bytes (or layers), quality against decode speed."""
     good = [row.metrics.quality.mean if row.metrics.quality else None for row in rows]
-    size = [row.metrics.bytes_share for row in rows]
+    size = [size_of(row) for row in rows]
     slow = [1 / row.metrics.decode.ratio if row.metrics.decode else None for row in rows]
     for row, by_bytes, by_speed in zip(rows, pareto(good, size), pareto(good, slow), strict=True):
         row.metrics.pareto_bytes, row.metrics.pareto_speed = by_bytes, by_speed
@@ -179,8 +186,8 @@ def best_first(rows: Sequence[Row]) -> list[Row]:
 
     def place(row: Row) -> tuple[bool, float, float]:
         m = row.metrics
-        size = 1.0 if m.bytes_share is None else m.bytes_share
-        return (row.method != "full", -(m.quality.mean if m.quality else -math.inf), size)
+        size = size_of(row)
+        return (row.method != "full", -(m.quality.mean if m.quality else -math.inf), 1.0 if size is None else size)
 
     return sorted(rows, key=place)
 
@@ -188,6 +195,17 @@ def best_first(rows: Sequence[Row]) -> list[Row]:
 # The engine keeps room for the next tokens (a constant): half the tokens are a little over half the bytes.
 HALF = 0.55
 WINNER = f"the best aggregate quality among the rows that hold at most about half ({HALF:.0%}) of the untouched bytes"
+
+
+# Fewer layers than this are a saving that may show; above it, it drowns in the noise.
+SHALLOW = 0.9
+SHALLOW_WINNER = f"the best aggregate quality among the rows that run at most {SHALLOW:.0%} of the layers"
+
+
+def shallow_winner(rows: Sequence[Row]) -> Row | None:
+    """See SHALLOW_WINNER; None if no row runs so few."""
+    ranked = [row for row in best_first(rows) if row.method != "full" and row.metrics.quality]
+    return next((row for row in ranked if (row.metrics.layers_share or 1.0) <= SHALLOW), None)
 
 
 def winner(rows: Sequence[Row]) -> Row | None:

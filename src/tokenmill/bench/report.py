@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tokenmill.bench.figures import WINNER, Results, Row, winner
+from tokenmill.bench.figures import SHALLOW_WINNER, WINNER, Results, Row, shallow_winner, size_of, winner
 
 HERE = Path(__file__).parent
 FAMILIES = {
@@ -159,13 +159,17 @@ def _told(row: Row) -> str:
     return ", ".join(parts)
 
 
+# What a track spends: the heading of its column, and what it is.
+SPENT = (("bytes", "bytes held, share of the untouched cache"), ("layers", "layers run for a token, share of all"))
+
+
 def pareto_plots(results: Results) -> tuple[str, str]:
     """Quality against bytes, quality against decode speed, as two SVG pictures."""
     rows = [row for row in results.rows if row.metrics.quality]
-    size = [Point(r, r.metrics.bytes_share, r.metrics.pareto_bytes) for r in rows if r.metrics.bytes_share is not None]
+    size = [Point(r, s, r.metrics.pareto_bytes) for r in rows if (s := size_of(r)) is not None]
     fast = [Point(r, r.metrics.decode.ratio, r.metrics.pareto_speed) for r in rows if r.metrics.decode]
     return (
-        scatter(size, "bytes held, share of the untouched cache", better="left"),
+        scatter(size, SPENT[results.track == "depth"][1], better="left"),
         scatter(fast, "decode speed, untouched model = 1", better="right"),
     )
 
@@ -190,10 +194,10 @@ def _table(results: Results) -> str:
     shown = columns(results)
     heads = [
         ("method", ""),
-        ("", "● quality against bytes, ◆ against decode speed"),
+        ("", f"● quality against {SPENT[results.track == 'depth'][0]}, ◆ against decode speed"),
         ("quality", "1 = as the untouched model"),
     ]
-    heads += [("bytes", "held at the end of the prompt, share of the untouched cache")]
+    heads += [SPENT[results.track == "depth"]]
     heads += [(c.title, c.about) for c in shown]
     heads += [
         ("decode", "tokens a second, ratio to the untouched model"),
@@ -211,7 +215,7 @@ def _table(results: Results) -> str:
                 m.quality and m.quality.mean,
                 f"{m.quality.mean:.3f} {_range(m.quality.low, m.quality.high)}" if m.quality else "–",
             ),
-            _cell(m.bytes_share, f"{m.bytes_share:.1%}" if m.bytes_share is not None else "–"),
+            _cell(size_of(row), f"{size:.1%}" if (size := size_of(row)) is not None else "–"),
             *(_cell(c.value(row), c.text(row), _detail(row, c)) for c in shown),
             *(
                 _cell(
@@ -352,11 +356,11 @@ def html(results: Results, picture: dict[str, Any]) -> str:
         if row.spec in picture["kept"]
     )
     speed, cost = environment["speed"], environment["cost"]
-    style, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, sorting, script = map(_file, ("report.css", "report_table.js", "report.js"))
     parts = {
         "title": escape(f"compare {results.track}: {results.model}"),
         "style": style,
-        "script": script,
+        "script": sorting + script,
         "data": json.dumps(picture, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         "told": escape(_told_environment(environment)),
         "winner": _winner(best),
@@ -382,6 +386,33 @@ def html(results: Results, picture: dict[str, Any]) -> str:
     return Template((HERE / "report_page.html").read_text(encoding="utf-8")).substitute(parts)
 
 
+def _file(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def depth_html(results: Results) -> str:
+    """The report of `compare depth`."""
+    environment, best = results.environment, shallow_winner(results.rows)
+    by_layers, by_speed = pareto_plots(results)
+    style, script = map(_file, ("report.css", "report_table.js"))
+    parts = {
+        "title": escape(f"compare {results.track}: {results.model}"),
+        "style": style,
+        "script": script,
+        "told": escape(_told_environment(environment)),
+        "winner": _winner(best, SHALLOW_WINNER),
+        "by_layers": by_layers,
+        "by_speed": by_speed,
+        "rows": _table(results),
+        "quality": escape(environment["quality"]),
+        "tasks": _tasks(results),
+        "notes": _notes(environment),
+        "facts": "".join(f"<dt>{k}</dt><dd>{escape(_plain(environment[k]))}</dd>" for k in SHOWN if k in environment),
+        "context": str(environment["speed"]["decode_context"]),
+    }
+    return Template((HERE / "depth_page.html").read_text(encoding="utf-8")).substitute(parts)
+
+
 SHOWN = ("machine", "cores", "threads", "system", "device", "dtype", "parameters", "versions", "seed", "quick", "date")
 
 
@@ -396,18 +427,21 @@ def _told_environment(environment: dict[str, Any]) -> str:
     )
 
 
-def _winner(best: Row | None) -> str:
+def _winner(best: Row | None, why: str = WINNER) -> str:
     if best is None or best.metrics.quality is None:
         return ""
     m, q = best.metrics, best.metrics.quality
-    tiles = [(f"{q.mean:.2f}", f"quality [{q.low:.2f}, {q.high:.2f}]"), (f"{m.bytes_share:.0%}", "of the bytes")]
+    tiles = [
+        (f"{q.mean:.2f}", f"quality [{q.low:.2f}, {q.high:.2f}]"),
+        (f"{size_of(best):.0%}", "of the bytes" if m.layers_share is None else "of the layers"),
+    ]
     tiles += [(f"{p.ratio:.2f}×", name) for p, name in ((m.decode, "decode speed"), (m.prefill, "prefill speed")) if p]
     shown = "".join(
         f'<div class="tile"><b>{escape(a)}</b><span class="soft small">{escape(b)}</span></div>' for a, b in tiles
     )
     return (
         f'<section><h2>Winner: <span class="spec">{escape(best.spec)}</span></h2>'
-        f'<p class="soft small">{escape(WINNER)}; in recipe.toml</p><div class="tiles">{shown}</div></section>'
+        f'<p class="soft small">{escape(why)}; in recipe.toml</p><div class="tiles">{shown}</div></section>'
     )
 
 

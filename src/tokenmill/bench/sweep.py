@@ -22,6 +22,11 @@ _CACHE = (
     "pyramid(score=snapkv) adaptive(score=snapkv) token_select lazy_llm mini_cache zip_cache"
 )
 CACHE_METHODS = tuple(_CACHE.split())
+# Operating points of equal kind: a share of the layers where the method takes one, else settings on both sides of it.
+DEPTH_METHODS = (
+    "constant_skip", "random_depth", "d3(alpha=0.998)", "d3(alpha=0.99)", "skip_decode(least=0.8)",
+    "skip_decode(least=0.5)", "early_exit(threshold=0.9)", "early_exit(threshold=0.5)",
+)  # fmt: skip
 READING, PREFILL, DECODE, PICTURE = "(reading)", "(prefill)", "(decode)", "(picture)"
 
 
@@ -43,10 +48,9 @@ def expand(methods: Sequence[str], budgets: Sequence[float]) -> list[RowSpec]:
             what = recipe(made)
             if not len(what) or repr(what) == "full":
                 continue
-            keep = what.get("score", "keep")
-            rows[repr(what)] = RowSpec(
-                "+".join(m.name for m in what), repr(what), keep.knobs.get("budget") if keep else None, what
-            )
+            keep, skip = what.get("score", "keep"), what.get("skip")
+            budget = keep.knobs.get("budget") if keep else skip.knobs.get("share") if skip else None
+            rows[repr(what)] = RowSpec("+".join(m.name for m in what), repr(what), budget, what)
     return list(rows.values())
 
 
@@ -54,6 +58,9 @@ def _each_budget(spec: str, budgets: Sequence[float]) -> Iterator[Method | Recip
     if spec.strip() == "full":
         return
     made = parse(spec)
+    if isinstance(made, Method) and made.verb == "skip" and "share" in made.knobs and "share" not in made.given:
+        yield from (made(share=budget) for budget in budgets)
+        return
     open_budget = isinstance(made, Method) and "budget" in made.knobs and "budget" not in made.given
     if isinstance(made, Method) and open_budget and made.knobs.get("slots") is None:
         yield from (made(budget=budget) for budget in budgets)
@@ -103,7 +110,8 @@ class Sweep:
             DECODE, 0, 0.0045 * speed.decode_context * speed.decode_batch,
             2 * (1 + speed.turns * speed.decode_steps) * step,
         )  # fmt: skip
-        yield PICTURE, 0, 0.5, 0.1
+        if self.plan.picture_tokens:
+            yield PICTURE, 0, 0.5, 0.1
 
     def total(self) -> float:
         return sum(reading + cell * len(self.rows) for _, _, reading, cell in self.pieces())

@@ -71,7 +71,7 @@ class Plan:
     tasks: tuple[Task, ...]
     speed: Speed
     budgets: tuple[float, ...]
-    picture_tokens: int = 320  # of the prompt that the report draws
+    picture_tokens: int = 320  # of the prompt that the report draws; 0 = it draws none
 
     def scaled(self, context: int) -> Plan:
         """The same plan for a model with a shorter context: what does not fit is dropped, or measured at what fits."""
@@ -133,6 +133,25 @@ def plan(quick: bool = False, own_text: bool = False) -> Plan:
         speed=Speed(decode_batch=8, decode_context=2048, decode_steps=4, prefill_batch=1, prefill_context=512),
         budgets=(0.5, 0.25, 0.1),
     )
+
+
+def depth_plan(quick: bool = False, own_text: bool = False) -> Plan:
+    """The same tasks, read one token at a time after the prompt: what a depth method saves is on generated tokens."""
+    few = plan(True, own_text)
+    tasks = few.tasks if quick else (
+        *_needles({(512, 1): 5}),
+        Task("recall", "recall", "recall", 3, 512, measure="share"),
+        *_text(512, continuation=(5, 64), drift=(5, 48), own=own_text),
+    )  # fmt: skip
+    return Plan(
+        tasks=tuple(replace(task, block=1) for task in tasks),
+        speed=Speed(
+            1, decode_context=256, decode_steps=16 if quick else 48, prefill_batch=1, prefill_context=256,
+            turns=1 if quick else 3,
+        ),
+        budgets=(0.9, 0.75) if quick else (0.95, 0.9, 0.75),
+        picture_tokens=0,
+    )  # fmt: skip
 
 
 # ---- text --------------------------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ class MillCache(Cache):
         ] = []  # per layer: positions (M,), hidden states (M, E) waiting before it
         self.revived = 0  # tokens taken back from the stash
         self.token_layers = 0  # tokens times layers that were computed
+        self.heads = 0  # tokens times exit heads that were computed
         self.peak = 0  # most bytes held at the end of a pass
 
     # ---- what Tokenmill asks ----

@@ -17,13 +17,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tokenmill.errors import ModelError
+from tokenmill.errors import ModelError, RecipeError
 from tokenmill.models.architectures import Decoder
 from tokenmill.models.cache import MillCache, Store
 from tokenmill.models.lanes import SLACK, Lanes, View, compact
 from tokenmill.models.lean import FEW, Lean
 from tokenmill.models.plan import Plan, newest
-from tokenmill.types import Depth, Step, Trace
+from tokenmill.types import Depth, Exit, Midway, Step, Trace
 
 NAME = "tokenmill"
 PROBES = 8  # newest queries held while generating, for a method that packs
@@ -49,12 +49,15 @@ class Pass:
         tree: Tensor | None = None,  # (Q, N) bool: which nodes of the draft, the Q new ones last, each new one sees
     ):
         self.decoder, self.plan, self.cache, self.positions, self.tree = decoder, plan, cache, positions, tree
+        self.whole = positions  # of all rows, also while some have left
         self.valid = None if bool((positions >= 0).all()) else positions >= 0
         self.new = positions.shape[1]
         # Text is being read, not generated: also when the whole prompt is one token.
         self.prompt = tree is None and (self.new > 1 or cache.seen is None)
         self.counted = False  # this pass's tokens are in cache.generated already
         self.store_only = False  # a skipped layer stores keys and values and attends to nothing
+        self.going: Tensor | None = None  # (b,) rows that still walk, once others have left the pass
+        self.carried: tuple[Tensor, Tensor, Tensor] | None = None  # queries, keys, values of rows that have left
         self.visible: Tensor | None = None  # (M,) positions the queries may see, for methods that walk
         self.pending: dict[int, Tensor] = {}  # queries of a tree, until it is known which nodes are accepted
         self.stored: set[int] = set()  # layers that stored this pass's tokens
@@ -69,23 +72,94 @@ class Pass:
 
     def run(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, Q, E) through the layers that the recipe runs, and the final norm."""
+        if self.plan.exit is not None and not self.prompt and self.new == 1:
+            return self._run_leaving(hidden)
         depth = self._depth()
         angles: dict[Any, Any] = {}
-        for index, layer in enumerate(self.decoder.layers):
-            shift = self.cache.shift[index] if self.cache.shift else None
-            key = (self.decoder.types[index], None if shift is None else tuple(shift.tolist()))
-            if key not in angles:
-                turned = self.positions if shift is None else self.positions - shift[:, None]
-                angles[key] = self.decoder.angles(hidden, turned.clamp(min=0), index)
+        for index in range(len(self.decoder.layers)) if depth is None else self._order(depth):
             if depth is None or index in depth.layers:
-                hidden = self._layer(layer, hidden, angles[key], index)
+                hidden = self._layer(self.decoder.layers[index], hidden, self._angles(angles, hidden, index), index)
                 self.cache.token_layers += self.positions.numel()
             elif depth.fill == "carry":
-                self.store_only = True
-                normed = getattr(layer, self.decoder.input_norm)(hidden)
-                self._call(getattr(layer, self.decoder.attention), normed, angles[key])
-                self.store_only = False
+                self._store(index, hidden, self._angles(angles, hidden, index))
         return self.decoder.final_norm(hidden)
+
+    def _order(self, depth: Depth) -> list[int]:
+        """Every layer, those that run in the order asked for, each skipped one before the first that lies above it."""
+        layers = len(self.decoder.layers)
+        if len({*depth.layers}) != len(depth.layers) or not {*depth.layers} <= {*range(layers)}:
+            raise RecipeError(
+                f"{self.plan.skip!r} asks for layers {depth.layers}; each of 0 to {layers - 1} can run once at most"
+            )
+        order = list(depth.layers)
+        for skipped in sorted({*range(layers)} - {*order}):
+            order.insert(next((i for i, layer in enumerate(order) if layer > skipped), len(order)), skipped)
+        return order
+
+    def _run_leaving(self, hidden: Tensor) -> Tensor:
+        """The walk of one new token a row, under a method that lets rows leave when it has seen enough of them.
+
+        Rows that left are taken out of the hidden states, so the layers above cost nothing for them but, with
+        "carry", their keys and values.
+        """
+        assert self.plan.exit is not None
+        out, positions = hidden, self.positions
+        everyone = torch.arange(len(hidden), device=hidden.device)
+        going, fill = everyone, "carry"
+        step, last = self._step(), len(self.decoder.layers) - 1
+        angles: dict[Any, Any] = {}  # of the rows that walk
+        stayed: dict[Any, Any] = {}  # of the rows that left
+        for index, layer in enumerate(self.decoder.layers):
+            gone = everyone[~torch.isin(everyone, going)] if len(going) < len(everyone) else everyone[:0]
+            if len(gone) and fill == "carry":
+                self.positions, self.going = positions[gone], going if len(going) else None
+                self._store(index, out[gone], self._angles(stayed, out[gone], index, gone))
+            if len(going):
+                self.positions, self.going = positions[going], going if len(gone) else None
+                before = hidden
+                hidden = self._layer(layer, hidden, self._angles(angles, hidden, index, going), index)
+                self.cache.token_layers += len(going)
+                decided = self._asked(step, index, hidden, before) if index < last else None
+                if decided is not None and bool(decided.rows.any()):
+                    fill, out = decided.fill, out.clone()
+                    out[going[decided.rows]] = hidden[decided.rows]
+                    going, hidden = going[~decided.rows], hidden[~decided.rows]
+                    angles, stayed = {}, {}
+            elif fill == "missing":
+                break
+        if len(going):
+            out = out.clone()
+            out[going] = hidden
+        self.positions, self.going = positions, None
+        return self.decoder.final_norm(out)
+
+    def _asked(self, step: Step, index: int, hidden: Tensor, before: Tensor) -> Exit | None:
+        """Which of the rows that walk leave after this layer."""
+        assert self.plan.exit is not None
+
+        def logits() -> Tensor:
+            self.cache.heads += len(hidden)
+            return self.decoder.model.get_output_embeddings()(self.decoder.final_norm(hidden[:, -1]))  # type: ignore[operator]
+
+        return self.plan.exit(Midway(step, index, hidden[:, -1], before[:, -1], logits))
+
+    def _angles(self, known: dict[Any, Any], hidden: Tensor, index: int, rows: Tensor | None = None) -> Any:
+        """What the layer turns queries and keys by; layers of one type and shift share it."""
+        shift = self.cache.shift[index] if self.cache.shift else None
+        if shift is not None and rows is not None:
+            shift = shift[rows]
+        key = (self.decoder.types[index], None if shift is None else tuple(shift.tolist()))
+        if key not in known:
+            turned = self.positions if shift is None else self.positions - shift[:, None]
+            known[key] = self.decoder.angles(hidden, turned.clamp(min=0), index)
+        return known[key]
+
+    def _store(self, index: int, hidden: Tensor, angles: Any) -> None:
+        """Keys and values that a layer makes of a hidden state which skips it."""
+        layer = self.decoder.layers[index]
+        self.store_only = True
+        self._call(getattr(layer, self.decoder.attention), getattr(layer, self.decoder.input_norm)(hidden), angles)
+        self.store_only = False
 
     def _call(self, module: Any, hidden: Tensor, angles: Any) -> Any:
         return module(
@@ -107,8 +181,10 @@ class Pass:
     def _depth(self) -> Depth | None:
         if self.plan.skip is None:
             return None
-        layers = len(self.decoder.layers)
-        return self.plan.skip(Step(int(self.positions.max()), self._generated(), layers))
+        return self.plan.skip(self._step())
+
+    def _step(self) -> Step:
+        return Step(int(self.positions.max()), self._generated(), len(self.decoder.layers), self.prompt)
 
     def _generated(self) -> int:
         """Tokens generated so far, those of this pass included."""
@@ -167,6 +243,28 @@ class Pass:
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """queries (B, H, Q, D) over the layer's store and the new keys, values (B, K, Q, D): (B, H, Q, D)."""
+        if self.going is None:
+            return self._attend(layer, queries, keys, values, scale)
+        if self.store_only:  # of rows that left: stored together with those of the rows that walk
+            self.carried = queries, keys, values
+            return torch.zeros_like(queries[..., : values.shape[-1]])
+        # The store is read for all rows: taking the walking rows' keys out of it would copy them at every layer.
+        going, positions = self.going, self.positions
+        walks = torch.zeros(len(self.cache.seen), dtype=torch.bool, device=going.device)  # type: ignore[arg-type]
+        walks[going] = True
+        whole = []
+        for i, own in enumerate((queries, keys, values)):
+            both = own.new_zeros(len(walks), *own.shape[1:])
+            both[walks] = own
+            if self.carried is not None:
+                both[~walks] = self.carried[i]
+            whole.append(both)
+        self.positions, self.valid = self.whole, walks[:, None] if self.carried is None else None
+        out = self._attend(layer, *whole, scale)[going]
+        self.positions, self.valid, self.carried = positions, None, None
+        return out
+
+    def _attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         store = self.cache.stores[layer]
         fresh = not store.lanes.rows and not store.parts
         store.lanes.append(keys, values, self.positions, self.valid)
@@ -196,6 +294,7 @@ class Pass:
         held = store.lanes.n
         # Without gaps, as many tokens as the window has are inside it; a method that drops tokens leaves gaps.
         within = window is None or (held <= window and self.plan.keep is None and self.plan.skip is None)
+        within = within and self.plan.exit is None
         groups = queries.shape[1] // self._heads(store)
         folded = queries.reshape(queries.shape[0], -1, groups * self.new, queries.shape[3])  # (B, K, G Q, D)
         few = self.new <= FEW and not store.parts and self.visible is None and self.plan.select is None

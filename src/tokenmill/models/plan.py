@@ -23,7 +23,8 @@ class Plan:
     walker: Method | None = None  # drops tokens between layers
     merge: Method | None = None
     quantize: Method | None = None
-    skip: Method | None = None
+    skip: Method | None = None  # says before a pass which layers it runs
+    exit: Method | None = None  # says after each layer which rows go no deeper
     watcher: Method | None = None  # the score behind `keep`, or `keep` itself
     every: int = 64  # single-token passes between two decisions
 
@@ -87,7 +88,9 @@ def plan_of(recipe: Recipe, decoder: Decoder) -> Plan:
                 inner = m.knobs.get("score")
                 parts["watcher"] = inner if isinstance(inner, Method) else m
                 parts["every"] = parts["watcher"].card.every
-        elif m.verb in ("merge", "quantize", "skip"):
+        elif m.verb == "skip":
+            parts["exit" if m.card.acts == "exit" else "skip"] = m
+        elif m.verb in ("merge", "quantize"):
             parts[m.verb] = m
     if "merge" in parts and not any(Plan.pairs(i, decoder) for i in range(len(decoder.windows))):
         raise RecipeError(

@@ -43,6 +43,7 @@ class Stats:
     prompt_tokens: int = 0  # read in passes of more than one token, padding excluded
     new_tokens: int = 0  # generated
     token_layers: int = 0  # tokens times layers computed
+    exit_heads: int = 0  # tokens times exit heads computed: each costs as much as the model's own head
     drafted: int = 0  # draft tokens checked
     accepted: int = 0  # draft tokens accepted
     drafted_by_depth: list[int] = field(default_factory=list)  # passes that drafted so deep; the first level first
@@ -213,6 +214,7 @@ class Session:
             cache_bytes=held.nbytes,
             peak_cache_bytes=max(held.peak, held.nbytes),
             token_layers=held.token_layers,
+            exit_heads=held.heads,
         )
 
 
