@@ -413,6 +413,12 @@ def _refuse_searches(seen: dict[str, Method]) -> None:
             f"{seen['warp']!r} + {search!r}: {search.name} compares whole texts, so there is no "
             "choice to warp; leave one out"
         )
+    skip = seen.get("skip")
+    if search and skip and "siblings" in search.card.needs:
+        raise RecipeError(
+            f"{skip!r} + {search!r}: {search.name} reads several next tokens in one pass of one depth, and {skip.name} "
+            "gives each token a depth of its own; use one of them"
+        )
     if search and keep and "siblings" in search.card.needs and keep.card.acts in ("walk", "attend"):
         raise RecipeError(
             f"{keep!r} + {search!r}: {search.name} reads several next tokens in one pass, and {keep.name} chooses by "
