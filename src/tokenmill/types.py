@@ -13,7 +13,7 @@ the engine (`models/`) turns a decision into freed memory or skipped work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,6 +27,8 @@ __all__ = [
     "Depth",
     "Draft",
     "Exit",
+    "Findings",
+    "Inquiry",
     "Keep",
     "Merge",
     "Midway",
@@ -203,3 +205,22 @@ class Ask:
     replacements: Callable[[Tensor, torch.Generator], Tensor]  # ids (T,) -> (T,) a plausible other token at each place
     embed: Callable[[Tensor], Tensor] | None = None  # ids (B, T) -> (B, T, E)
     logits_from_embeddings: Callable[[Tensor], Tensor] | None = None  # (B, T, E) -> (B, V), differentiable
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """How a probe asks the model: it sees no weights. Answers are on the CPU, in float32."""
+
+    layers: int
+    logits: Callable[[Tensor, tuple[int, ...]], Tensor]  # ids (T,), the layers to run, in order -> (T, V)
+    lens: Callable[[Tensor], Iterator[Tensor]]  # ids (T,) -> (T, V) of norm and head behind layer 0, 1, ... L - 1
+    second: Callable[[Tensor], Tensor] | None = None  # ids (T,) -> (T, V) of another model of the same vocabulary
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a probe measured: a table, and the figures to be read off it first."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float, ...], ...]
+    figures: dict[str, float]
