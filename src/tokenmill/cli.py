@@ -237,7 +237,8 @@ def probe(
     second = None if model2 is None else tm.load(model2)[0]
     reader = Reader(tokenizer)
     if input is None:
-        rows = [sum(reader.stretch(sentences(f"probe {seed} {i}"), tokens), []) for i in range(texts)]
+        lines = [reader.stretch(sentences(f"probe {seed} {i}"), tokens) for i in range(texts)]
+        rows = [[token for line in text for token in line] for text in lines]
     else:
         ids = [i for text in read_input(input) for i in reader.ids(text)]
         rows = [part for at in range(0, len(ids), tokens) if len(part := ids[at : at + tokens]) > 1][:texts]

@@ -45,8 +45,8 @@ def measure(lab: Lab) -> list[Check]:
         checks.append(check(f"{what}, share of predictions that stay", ("edges", edges), ("middle", middle), "lower"))
         lab.because(
             fmean(middle) < LEAST,
-            f"{what}: {fmean(middle):.0%} stay in the middle, below the paper's {LEAST:.0%}; the paper finds that "
-            f"larger models lose less, and this one has {sum(p.numel() for p in lab.model.parameters()):.2g} parameters",
+            f"{what}: {fmean(middle):.0%} stay in the middle, below the paper's {LEAST:.0%}; this model has "
+            f"{sum(p.numel() for p in lab.model.parameters()):.2g} parameters, and the paper finds that depth helps",
         )
     half, late = (columns[f"kl of the lens at {share:g} of the depth"] for share in (0.5, 0.9))
     checks.append(check("kl to the final prediction", ("0.9 of the depth", late), ("0.5 of it", half), "lower"))

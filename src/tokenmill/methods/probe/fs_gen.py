@@ -1,4 +1,4 @@
-"""FS-GEN: how often a large model would step in while a smaller one writes, and whether the small one's doubt says when.
+"""FS-GEN: how often a large model would step in while a smaller one writes, and whether the latter's doubt says when.
 
     step in at a place  <=>  argmax small != argmax large
     rate = share of places;  auc = P(entropy of the small model is higher where it steps in than where it does not)
