@@ -8,8 +8,8 @@ its embedding and head) by modules that hold codes instead of floats. Activation
     int8      w = scale * code, one scale for every output
     int4      w = scale * code + least, one scale and one least weight for 32 neighbours; the table of tokens in int8
 
-A row's result never depends on the rows beside it, so a draft that is checked in one pass says what one token at a
-time would have said.
+In int8 and int4 a row's result does not depend on the rows beside it, not even in its last bit, so a draft that is
+checked in one pass says what one token at a time would have said. The others are as float32: alike to rounding.
 """
 
 from __future__ import annotations
@@ -196,10 +196,10 @@ class Table(nn.Module):
         self.num_embeddings, self.embedding_dim = table.num_embeddings, table.embedding_dim
         self.padding_idx = table.padding_idx
         self.factor = float(getattr(table, "embed_scale", 1.0))  # Gemma
-        self.packed = packed
+        self.packed, self.dtype = packed, table.weight.dtype
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.packed.unpacked(ids.flatten()).view(*ids.shape, -1) * self.factor
+        return self.packed.unpacked(ids.flatten()).view(*ids.shape, -1).mul(self.factor).to(self.dtype)
 
     @property
     def weight(self) -> Tensor:
