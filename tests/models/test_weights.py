@@ -1,7 +1,6 @@
 """Packed weights: what a format holds, that every row is alike, and that everything else stays correct under it."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from tokenmill.models.lean import KNOWN
 from tokenmill.models.weights import Blocks, Bytes, Half, Nibbles, Product, blocks_of_4, blocks_of_8, held, pack
 from tokenmill.run.session import Session
 
-COMPILED = importlib.util.find_spec("numba") is not None
+COMPILED = weights.compiled()
 PACKED = ("float16", "int8", "int4")
 needs_numba = pytest.mark.skipif(not COMPILED, reason="numba is not installed")
 _made: dict = {}
@@ -210,8 +209,19 @@ def test_formats_that_are_not(tmp_path):
     model, _ = tm.load(tmp_path, weights="int8")
     assert isinstance(model.lm_head, Product)
     assert model.get_input_embeddings().num_embeddings == VOCAB
-    loaded, _ = tm.load(tmp_path, weights="auto")
-    assert isinstance(loaded.lm_head, Product) == (weights.fastest(tiny()) != "float32")
+
+
+def test_auto_takes_four_bits_only_where_they_lose_nothing(monkeypatch):
+    assert weights.fastest(tiny()) == "int8"
+    rounded = copy.deepcopy(tiny())
+    for layer in rounded.modules():
+        if isinstance(layer, torch.nn.Linear) and layer is not rounded.lm_head:
+            layer.weight.data = KINDS["int4"](layer.weight.data).weight if COMPILED else layer.weight.data
+    assert weights.fastest(rounded) == ("int4" if COMPILED else "int8")
+    assert isinstance(pack(rounded, "auto").lm_head, Product)
+    monkeypatch.setattr(weights, "compiled", lambda: False)
+    assert weights.fastest(copy.deepcopy(tiny())) == "int8"
+    assert weights.fastest(copy.deepcopy(tiny()).to("meta")) == "float32"
 
 
 def test_a_device_without_these_products():
