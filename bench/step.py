@@ -181,7 +181,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--repeats", type=int, default=20, help="steps of each that count")
-    parser.add_argument("--only", help="one of: steps, widths, prefill, quality")
+    parser.add_argument("--contexts", default="256,2048", help="tokens before the step")
+    parser.add_argument("--only", help="some of: steps,widths,prefill,quality")
     args = parser.parse_args()
     now = CLOCKS[args.clock]
     torch.set_num_threads(args.threads)
@@ -190,7 +191,7 @@ def main() -> None:
     for name in dict.fromkeys(["float32", *args.formats.split(",")]):
         models[name], tokenizer = tm.load(weights=name)
     ids = text_ids(tokenizer, 256 if args.quick else 2048)
-    wanted = {args.only} if args.only else {"steps", "widths", "prefill", "quality"}
+    wanted = set(args.only.split(",")) if args.only else {"steps", "widths", "prefill", "quality"}
     rival = None
     if importlib.util.find_spec("llama_cpp") and wanted != {"quality"}:
         rival = Rival(ids[0].tolist(), args.threads)
@@ -207,7 +208,7 @@ def main() -> None:
     }  # fmt: skip
     repeats = 3 if args.quick else args.repeats
     if "steps" in wanted:
-        for context in (64,) if args.quick else (256, 2048):
+        for context in (64,) if args.quick else map(int, args.contexts.split(",")):
             now_at = steps(models, rival, ids, context, repeats)
             for name, size in weights.items():
                 limit = (size + cache_bytes(models[name], context)) / speed
@@ -219,7 +220,7 @@ def main() -> None:
     if "prefill" in wanted:
         found["prefill"] = prefill(models, rival, ids, 1 if args.quick else 3)
     if "quality" in wanted:
-        found["quality"] = quality(models, tokenizer, *((2, 128, 16) if args.quick else (6, 256, 32)))
+        found["quality"] = quality(models, tokenizer, *((2, 128, 16) if args.quick else (4, 256, 32)))
     print(json.dumps(found, indent=2))
 
 
