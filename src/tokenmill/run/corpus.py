@@ -1,6 +1,7 @@
 """Text to train on, and text that is kept apart to judge by: no file is in both.
 
-By default the standard library's own: the reference in `pydoc_data.topics`, a file a topic, and its modules' sources. A user's text is a file or a folder; a single file is cut, its last tenth is held out.
+By default the standard library's own: the reference in `pydoc_data.topics`, a file a topic, and its modules' sources.
+A user's text is a file or a folder; a single file is cut, its last tenth is held out.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tokenmill.method import method
-from tokenmill.models.small import Small, initialise, flops, head_flops, next_byte
+from tokenmill.models.small import Small, flops, head_flops, initialise, next_byte
 from tokenmill.ops.active import gather, put
 from tokenmill.types import Batch
 

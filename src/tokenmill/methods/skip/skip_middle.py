@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenmill.method import method
-from tokenmill.models.small import Small, initialise, flops, head_flops, next_byte
+from tokenmill.models.small import Small, flops, head_flops, initialise, next_byte
 from tokenmill.ops.active import gather, put
 from tokenmill.types import Batch
 
