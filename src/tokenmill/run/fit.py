@@ -117,7 +117,7 @@ def fit(
             steps = saved["steps"]
         steps = steps or usual["steps"]
         plan["steps"] = steps
-        optimizer = torch.optim.AdamW(parts.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
+        optimizer = adam(parts, lr)
         history: list[dict[str, float]] = []
         seconds = 0.0
         if saved is not None:
@@ -140,15 +140,8 @@ def fit(
                 for step in range(len(history), steps):
                     torch.manual_seed(seed * 1_000_003 + step)
                     rate = lr * schedule(step, steps)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate
                     ids = data.batch(rows, length, seed, step).to(device)
-                    loss = file.objective(parts, read(model, chosen, ids, step / steps))
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(parts.parameters(), CLIP)
-                    optimizer.step()
-                    value = float(loss.detach())
+                    value = update(optimizer, file.objective(parts, read(model, chosen, ids, step / steps)), rate)
                     if not math.isfinite(value):
                         raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g})")
                     history.append({"step": step, "loss": value, "lr": rate})
@@ -180,6 +173,21 @@ def schedule(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def adam(parts: nn.Module, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parts.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
+
+
+def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> float:
+    """One step down the loss, at this learning rate; the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        nn.utils.clip_grad_norm_(group["params"], CLIP)
+    optimizer.step()
+    return float(loss.detach())
 
 
 def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0) -> Batch:
