@@ -231,9 +231,10 @@ def probe(
     seed: Seed = 0,
 ) -> None:
     """Measure what a model is like: a table here, and JSON with --out."""
-    from tokenmill.method import parse
+    from tokenmill.method import Method, parse
 
-    if getattr(chosen := parse(name), "verb", None) != "probe":
+    chosen = parse(name)
+    if not isinstance(chosen, Method) or chosen.verb != "probe":
         raise SpecError(f"{chosen!r} is no probe; {did_you_mean(name, catalog.methods('probe'))}")
     _readable(input)
     import tokenmill as tm

@@ -41,7 +41,7 @@ def fs_gen(ask: Inquiry, ids: Tensor, *, seed: int = 0) -> Findings:
         p = logits.softmax(-1)
         entropy = -(p * p.clamp(min=1e-30).log()).sum(-1)
         rows.append((name, float(differs.float().mean()), _auc(entropy, differs), _auc(draw, differs)))
-    figures = {f"{column}, {row[0]}": row[i] for row in rows for i, column in ((1, "rate"), (2, "auc"))}
+    figures = {f"rate, {name}": rate for name, rate, _, _ in rows} | {f"auc, {name}": auc for name, _, auc, _ in rows}
     return Findings(("small model", "rate", "auc", "random"), tuple(rows), figures)
 
 
