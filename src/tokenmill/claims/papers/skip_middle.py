@@ -16,8 +16,8 @@ CLAIM = (
 )
 PAPER = "no improvement in validation cross-entropy against estimated operations over dense models of fewer layers"
 BEYOND = (
-    "the paper's size (its code: 12 layers, 768 wide, FineWeb): here 6 layers, 96 wide, over bytes; operations are those "
-    "of reading, counted by gates that are 0"
+    "the paper's size (its code: 12 layers, 768 wide, FineWeb): here 6 layers, 96 wide, over bytes; operations are "
+    "those of reading, counted by gates that are 0"
 )
 SIZE, LAYERS, TARGET = 96, 6, 0.5
 DENSE = (1, 2, 4, 6)
