@@ -35,8 +35,8 @@ class TestEvery:
         monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
         (tmp_path / "text").write_text("the cat sat on the mat and the dog sat on the log. " * 60)
         spec = get(name)(hidden=32)
-        made = fit(spec, text=tmp_path / "text", steps=25, rows=4, length=24)
-        assert made.history[-1]["loss"] < made.history[0]["loss"] - 1
+        made = fit(spec, text=tmp_path / "text", steps=15, rows=2, length=24)
+        assert made.history[-1]["loss"] < made.history[0]["loss"] - 0.5
         found = trained(spec)
         assert torch.allclose(found(IDS), made.parts(IDS), atol=1e-5)
         assert all(torch.equal(found.state_dict()[k], v) for k, v in made.parts.state_dict().items())

@@ -56,6 +56,7 @@ def measure(lab: Lab) -> list[Check]:
     names = {"mor": "learned", "plain": "plain", "recursive": "all", "by lot": "random"}
     losses: dict[str, list[float]] = {name: [] for name in names}
     by_rank: list[float] = []
+    rounds: list[float] = []
     for seed in lab.seeds:
         for name, routing in names.items():
 
@@ -71,7 +72,8 @@ def measure(lab: Lab) -> list[Check]:
             if name == "mor":
                 by_rank.append(told[BY_RANK])
                 lab.note("mor", BY_RANK, [*by_rank])
-                lab.note("mor", "rounds a byte by the threshold", [told["rounds a byte"]])
+                rounds.append(told["rounds a byte"])
+                lab.note("mor", "rounds a byte by the threshold", [*rounds])
             lab.note(name, "steps", [float(count)])
     for name, values in losses.items():
         lab.note(name, NATS, values)
