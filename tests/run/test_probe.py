@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from tiny import ARCHITECTURES, ids, tiny
+from tiny_tokenizer import tiny_tokenizer
 from tokenmill import catalog
 from tokenmill.cli import app
 from tokenmill.errors import InputError, SpecError
@@ -89,6 +90,21 @@ def test_what_cannot_be_probed_is_told():
         probe(tiny(), None, [[3]])
     with pytest.raises(InputError, match="at least one"):
         probe(tiny(), None, [])
+
+
+def test_the_command_writes_what_it_found(tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(" ".join(f"w{i}" for i in range(5, 65)))
+    made = tmp_path / "found.json"
+    line = ["probe", "layer_drop", "--model", str(tmp_path / "model"), "--input", str(tmp_path / "text.txt")]
+    out = CliRunner().invoke(app, [*line, "--tokens", "20", "--texts", "2", "--out", str(made)])
+    assert out.exit_code == 0, out.output
+    found = json.loads(made.read_text())
+    assert [row[:2] for row in found["rows"]][:2] == [["untouched", -1], ["delete", 0]]
+    assert (found["tokens"], len(found["texts"])) == (40, 2)
+    assert "agreement, delete, middle" in found["figures"]
+    assert "delete" in out.output
 
 
 def test_the_command_refuses_what_is_no_probe():
