@@ -28,11 +28,7 @@ SPECS = (
 
 
 def slow(model, text: torch.Tensor, runs: torch.Tensor, fill: str, layers=None):
-<<<<<<< HEAD
-    """Logits (T, V), and states (L + 1, T, E) around every layer; runs (T, L) bool: which layers a token runs."""
-=======
     """Logits (T, V), and the states (L + 1, T, E) around every layer; runs (T, L) bool: the layers a token runs."""
->>>>>>> depth
     layers = layers or reference.causal(model, text.shape[1])
     states: list[torch.Tensor] = []
 

@@ -49,7 +49,7 @@ class Spelling:
 
 @lru_cache(maxsize=4)
 def spelling(tokenizer: Any) -> Spelling:
-    """Of a fast tokenizer, worked out once for each: byte-level, SentencePiece-like with byte tokens, or plain words."""
+    """Of a fast tokenizer, once for each: byte-level, SentencePiece-like with byte tokens, or plain words."""
     backend = tokenizer.backend_tokenizer
     decoder = json.dumps(json.loads(backend.to_str()).get("decoder"))
     added = {i: t.content.encode() for i, t in tokenizer.added_tokens_decoder.items()}
