@@ -62,7 +62,9 @@ class Session:
     @property
     def stats(self):
         held = int(1000 * self.length * self.share)
-        return SimpleNamespace(cache_bytes=held, peak_cache_bytes=1000 * self.length)
+        return SimpleNamespace(
+            cache_bytes=held, peak_cache_bytes=1000 * self.length, token_layers=self.LAYERS * self.length, exit_heads=0
+        )
 
     def engaged(self):
         return nullcontext()

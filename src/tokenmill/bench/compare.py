@@ -140,6 +140,11 @@ def _measure(
         "left_out": refused,
     }
     made = [_row(row, cells, plan, seed) for row in work.rows]
+    if track == "depth":
+        weights_of = environment["products"] = _products(network)
+        for row in made:
+            row.metrics.operations_share = _operations(row.spec, cells, plan, weights_of)
+        figures.set_against_constant(made)
     figures.mark(made)
     made = figures.best_first(made)
     results = Results(schema=1, track=track, model=model, environment=environment, rows=made)
@@ -401,6 +406,34 @@ def _layers(spec: str, cells: Cells, plan: tasks.Plan) -> float | None:
     return None if None in mine else statistics.fmean(mine) / statistics.fmean(full)
 
 
+def _products(network: Any) -> dict[str, int]:
+    """Numbers a token is multiplied with: in all layers, and in the head."""
+    from tokenmill.models.architectures import decoder_of
+
+    def size(part: Any) -> int:
+        if hasattr(part, "in_features"):  # also of packed weights
+            return int(part.in_features * part.out_features)
+        weight = getattr(part, "weight", None)
+        return weight.numel() if weight is not None and weight.ndim == 2 else 0
+
+    layers = decoder_of(network).layers
+    one = sum(size(part) for part in layers.modules()) // len(layers)
+    return {"layer": one, "layers": len(layers), "head": size(network.get_output_embeddings())}
+
+
+def _operations(spec: str, cells: Cells, plan: tasks.Plan, size: dict[str, int]) -> float | None:
+    """Products with weights for a token after the prompt, relative to the untouched model's.
+
+    Attention over the cache is left out, and what a skipped layer stores for a token.
+    """
+    ran = [cells[task.name, i, spec][0] for task in plan.tasks for i in range(task.samples)]
+    if any(cell["layers"] is None for cell in ran):
+        return None
+    layers, heads = (statistics.fmean(cell[key] for cell in ran) for key in ("layers", "heads"))
+    whole = size["layers"] * size["layer"] + size["head"]
+    return (layers * size["layer"] + (1 + heads) * size["head"]) / whole
+
+
 def _pace(cell: dict[str, list[float]], batch: int, context: int, *, faster_is_less: bool) -> Pace:
     mine, full = cell["mine"], cell["untouched"]
     turns = [b / a if faster_is_less else a / b for a, b in zip(mine, full, strict=True)]
@@ -501,12 +534,14 @@ def table(results: Results, width: int) -> Table:
     shown.add_column("method", overflow="fold")
     shown.add_column("budget", justify="right")
     shown.add_column("")
-    for name in ("quality", _spent(results)):
+    deep = results.track == "depth"
+    more = ["operations", "vs constant"] if deep and width >= 120 else []
+    for name in ("quality", _spent(results), *more):
         shown.add_column(name, justify="right", no_wrap=True)
     columns = report.columns(results) if width >= 120 else []
     for column in columns:
         shown.add_column(column.title, justify="right", no_wrap=True)
-    for name in ("decode", "prefill"):
+    for name in ("decode",) if deep else ("decode", "prefill"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in results.rows:
         m = row.metrics
@@ -516,8 +551,9 @@ def table(results: Results, width: int) -> Table:
             MARKS[m.pareto_bytes, m.pareto_speed],
             f"{m.quality.mean:.2f} [{m.quality.low:.2f}, {m.quality.high:.2f}]" if m.quality else "–",
             f"{size:.0%}" if (size := figures.size_of(row)) is not None else "–",
+            *report.depth_texts(row)[: len(more)],
             *(column.text(row) for column in columns),
-            *(f"{pace.ratio:.2f}×" if pace else "–" for pace in (m.decode, m.prefill)),
+            *(f"{pace.ratio:.2f}×" if pace else "–" for pace in ((m.decode,) if deep else (m.decode, m.prefill))),
         ]
         shown.add_row(
             *map(Text, cells), style="bold" if row.method == "full" else None, end_section=row.method == "full"

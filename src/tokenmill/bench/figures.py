@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -63,6 +64,8 @@ class Metrics(Strict):
     bytes_held_untouched: int | None = None
     peak_share: float | None = None  # most bytes held between passes while the prefill measurement's prompt is read
     layers_share: float | None = None  # layers run for a token after the prompt / the untouched model's
+    operations_share: float | None = None  # products with weights for such a token, exit heads too / the untouched's
+    against_constant: float | None = None  # quality minus that of skipping the same layers for every token, as many
     prefill: Pace | None = None
     decode: Pace | None = None
     pareto_bytes: bool = False
@@ -190,6 +193,29 @@ def best_first(rows: Sequence[Row]) -> list[Row]:
         return (row.method != "full", -(m.quality.mean if m.quality else -math.inf), 1.0 if size is None else size)
 
     return sorted(rows, key=place)
+
+
+CONSTANT = "constant_skip"  # the plain rival of every depth method: the same layers skipped for every token
+
+
+def set_against_constant(rows: Sequence[Row]) -> None:
+    """How much better each row is than the rival that runs as many layers, on straight lines between its points.
+
+    The untouched model is the rival's point at all layers; where it has no point on both sides, nothing is said.
+    """
+    known = sorted(
+        (m.layers_share, m.quality.mean)
+        for row in rows
+        if row.method in ("full", CONSTANT) and (m := row.metrics).quality and m.layers_share is not None
+    )
+    for row in rows:
+        m = row.metrics
+        if row.method in ("full", CONSTANT) or m.quality is None or m.layers_share is None:
+            continue
+        for (left, low), (right, high) in pairwise(known):
+            if left <= m.layers_share <= right and left < right:
+                rival = low + (high - low) * (m.layers_share - left) / (right - left)
+                m.against_constant = m.quality.mean - rival
 
 
 # The engine keeps room for the next tokens (a constant): half the tokens are a little over half the bytes.

@@ -144,7 +144,7 @@ class Trial:
 
     def cell(self, what: Recipe) -> dict[str, Any]:
         session = self.prompt.session(what)
-        held, before = int(session.stats.cache_bytes), session.stats.token_layers
+        held, before = int(session.stats.cache_bytes), session.stats
         try:
             if what.acts("walk"):
                 logits = follow_singly(session, self.tail, self.sample.scored[0])
@@ -153,9 +153,14 @@ class Trial:
         except ModelError:  # logits that are not finite: the untouched model is broken, or this recipe breaks it
             if what == UNTOUCHED:
                 raise
-            return {"score": None, "bytes": held, "layers": None}
-        ran = (session.stats.token_layers - before) / (self.tail.shape[1] - 1)  # layers a token
-        return {"score": judge(self.sample, logits, self.tail, self.reference), "bytes": held, "layers": ran}
+            return {"score": None, "bytes": held, "layers": None, "heads": None}
+        after, tokens = session.stats, self.tail.shape[1] - 1
+        return {
+            "score": judge(self.sample, logits, self.tail, self.reference),
+            "bytes": held,
+            "layers": (after.token_layers - before.token_layers) / tokens,  # run for a token
+            "heads": (after.exit_heads - before.exit_heads) / tokens,  # asked about a token on its way
+        }
 
 
 # ---- speed ------------------------------------------------------------------------------------------------------

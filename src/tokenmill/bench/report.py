@@ -159,6 +159,11 @@ def _told(row: Row) -> str:
     return ", ".join(parts)
 
 
+# The columns of compare depth alone: heading, and what it is.
+DEPTH = (
+    ("operations", "products with weights for a token after the prompt, exit heads included, share of the untouched"),
+    ("vs constant", "quality minus that of skipping as many layers, the same ones, for every token"),
+)
 # What a track spends: the heading of its column, and what it is.
 SPENT = (("bytes", "bytes held, share of the untouched cache"), ("layers", "layers run for a token, share of all"))
 
@@ -197,7 +202,8 @@ def _table(results: Results) -> str:
         ("", f"● quality against {SPENT[results.track == 'depth'][0]}, ◆ against decode speed"),
         ("quality", "1 = as the untouched model"),
     ]
-    heads += [SPENT[results.track == "depth"]]
+    deep = results.track == "depth"
+    heads += [SPENT[deep], *(DEPTH if deep else ())]
     heads += [(c.title, c.about) for c in shown]
     heads += [
         ("decode", "tokens a second, ratio to the untouched model"),
@@ -216,6 +222,7 @@ def _table(results: Results) -> str:
                 f"{m.quality.mean:.3f} {_range(m.quality.low, m.quality.high)}" if m.quality else "–",
             ),
             _cell(size_of(row), f"{size:.1%}" if (size := size_of(row)) is not None else "–"),
+            *map(_cell, *((m.operations_share, m.against_constant), depth_texts(row)) if deep else ((), ())),
             *(_cell(c.value(row), c.text(row), _detail(row, c)) for c in shown),
             *(
                 _cell(
@@ -227,6 +234,15 @@ def _table(results: Results) -> str:
         kind = ' class="full"' if row.method == "full" else ""
         body.append(f'<tr{kind} data-method="{escape(row.method)}">{"".join(cells)}</tr>')
     return f'<table id="rows"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def depth_texts(row: Row) -> tuple[str, str]:
+    """The columns DEPTH of a row."""
+    m = row.metrics
+    return (
+        f"{m.operations_share:.0%}" if m.operations_share is not None else "–",
+        f"{m.against_constant:+.2f}" if m.against_constant is not None else "–",
+    )
 
 
 def _cell(value: object, text: str, title: str = "") -> str:
