@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from transformers import Cache
 
 import tokenmill as tm
@@ -13,6 +14,7 @@ from tiny_tokenizer import tiny_tokenizer
 from tokenmill.errors import ModelError
 from tokenmill.models import weights
 from tokenmill.models.apply import Engine
+from tokenmill.models.default import default_model
 from tokenmill.models.lean import KNOWN
 from tokenmill.models.weights import Blocks, Bytes, Half, Nibbles, Product, blocks_of_4, blocks_of_8, held, pack
 from tokenmill.run.session import Session
@@ -87,6 +89,22 @@ def test_blocks_find_the_blocks_weights_were_unpacked_from():
     found, found_scale = blocks_of_8((codes * scale[..., None].float()).flatten(1))
     assert torch.equal(found.view_as(codes).long(), codes)
     assert torch.equal(found_scale, scale)
+
+
+def test_the_default_model_loses_nothing_in_int4():
+    pytest.importorskip("gguf")
+    try:
+        folder = default_model()
+    except ModelError:
+        pytest.skip("the default model is not installed")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        for name in ("layers.0.self_attn.k_proj", "layers.13.mlp.down_proj", "layers.29.mlp.up_proj"):
+            weight = file.get_tensor(f"model.{name}.weight")
+            codes, scale, least = blocks_of_4(weight)
+            assert torch.equal((codes.unflatten(1, (-1, 32)) * scale[..., None] + least[..., None]).flatten(1), weight)
+        table = file.get_slice("lm_head.weight")[:2000]  # the table too: tied, stored once
+        codes, scale = blocks_of_8(table)
+        assert torch.equal((codes.unflatten(1, (-1, 32)) * scale.float()[..., None]).flatten(1), table)
 
 
 @pytest.mark.parametrize("how", PACKED)

@@ -287,6 +287,8 @@ def pack(model: Any, weights: str) -> Any:
     head = model.get_output_embeddings()
     packed = head if tied and isinstance(head, Blocks) else Blocks(table.weight.data, bits=8)
     model.set_input_embeddings(Table(table, packed))
+    for left in model.parameters():  # norms: as they are they would hold the whole mapped file
+        left.data = left.data.clone()
     return model.requires_grad_(False)
 
 
