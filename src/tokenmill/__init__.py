@@ -24,6 +24,7 @@ _EXPORTS = {
     "decide": "tokenmill.run.decide",
     "generate": "tokenmill.run.generate",
     "explain": "tokenmill.run.explain",
+    "probe": "tokenmill.run.probe",
     "transplant": "tokenmill.run.transplant",
     "train": "tokenmill.run.train",
     "TokenmillError": "tokenmill.errors",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tokenmill.run.decide import decide as decide
     from tokenmill.run.explain import explain as explain
     from tokenmill.run.generate import generate as generate
+    from tokenmill.run.probe import probe as probe
     from tokenmill.run.train import train as train
     from tokenmill.run.transplant import transplant as transplant
 

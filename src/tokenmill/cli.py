@@ -220,6 +220,46 @@ def explain(
 
 
 @app.command()
+def probe(
+    name: Annotated[str, typer.Argument(help="A probe; see `tokenmill ls probe`.")],
+    model: Model = "smollm2",
+    model2: Annotated[str | None, typer.Option(help="A second model with the same vocabulary, for fs_gen.")] = None,
+    input: Input = None,
+    texts: Annotated[int, typer.Option(min=1, help="How many texts.")] = 4,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each text.")] = 256,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write what was found to.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure what a model is like: a table here, and JSON with --out."""
+    from tokenmill.method import Method, parse
+
+    chosen = parse(name)
+    if not isinstance(chosen, Method) or chosen.verb != "probe":
+        raise SpecError(f"{chosen!r} is no probe; {did_you_mean(name, catalog.methods('probe'))}")
+    _readable(input)
+    import tokenmill as tm
+    from tokenmill.bench.tasks import Reader, read_input, sentences
+    from tokenmill.run.probe import probe as ask
+
+    loaded, tokenizer = tm.load(model)
+    second = None if model2 is None else tm.load(model2)[0]
+    reader = Reader(tokenizer)
+    if input is None:
+        lines = [reader.stretch(sentences(f"probe {seed} {i}"), tokens) for i in range(texts)]
+        rows = [[token for line in text for token in line] for text in lines]
+    else:
+        ids = [i for text in read_input(input) for i in reader.ids(text)]
+        rows = [part for at in range(0, len(ids), tokens) if len(part := ids[at : at + tokens]) > 1][:texts]
+    found = ask(loaded, tokenizer, rows, chosen, second=second, progress=sys.stderr.isatty())
+    _console().print(found)
+    if out is not None:
+        try:
+            out.write_text(json.dumps({"model": model, "seed": seed, **found.as_dict()}, indent=1), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from None
+
+
+@app.command()
 def compare(
     track: Annotated[str, typer.Argument(help="What to compare: " + ", ".join(TRACKS))],
     model: Model = "smollm2",

@@ -301,7 +301,7 @@ RUNNABLE = ("score", "keep", "merge", "quantize", "skip", "draft", "choose")
 def _kind(m: Method) -> str:
     """What a method decides; a recipe has one of each kind, warpers apart."""
     if m.verb == "choose":
-        return m.card.role
+        return m.card.role or "final"
     return "rule" if m.card.role == "rule" else m.verb
 
 
@@ -412,6 +412,12 @@ def _refuse_searches(seen: dict[str, Method]) -> None:
         raise RecipeError(
             f"{seen['warp']!r} + {search!r}: {search.name} compares whole texts, so there is no "
             "choice to warp; leave one out"
+        )
+    skip = seen.get("skip")
+    if search and skip and "siblings" in search.card.needs:
+        raise RecipeError(
+            f"{skip!r} + {search!r}: {search.name} reads several next tokens in one pass of one depth, and {skip.name} "
+            "gives each token a depth of its own; use one of them"
         )
     if search and keep and "siblings" in search.card.needs and keep.card.acts in ("walk", "attend"):
         raise RecipeError(

@@ -14,7 +14,7 @@ the engine (`models/`) turns a decision into freed memory or skipped work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -30,8 +30,10 @@ __all__ = [
     "Depth",
     "Draft",
     "Exit",
+    "Findings",
     "Growth",
     "Guess",
+    "Inquiry",
     "Keep",
     "Learned",
     "Merge",
@@ -373,3 +375,22 @@ class Frozen:
     hidden: Tensor  # (B, T, E)
     head: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """How a probe asks the model: it sees no weights. Answers are on the CPU, in float32."""
+
+    layers: int
+    logits: Callable[[Tensor, tuple[int, ...]], Tensor]  # ids (T,), the layers to run, in order -> (T, V)
+    lens: Callable[[Tensor], Iterator[Tensor]]  # ids (T,) -> (T, V) of norm and head behind layer 0, 1, ... L - 1
+    second: Callable[[Tensor], Tensor] | None = None  # ids (T,) -> (T, V) of another model of the same vocabulary
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a probe measured: a table, and the figures to be read off it first."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float, ...], ...]
+    figures: dict[str, float]

@@ -346,6 +346,7 @@ class TestSearches:
             ("greedy + cntp", "both decide which token"),
             ("min_p + beam", "no choice to warp"),
             ("lazy_llm(budget=0.5) + contrastive", "several next tokens in one pass"),
+            ("d3 + contrastive", "a depth of its own"),
             ("token_alignment + prompt_lookup", "drafts are checked without knowing"),
         ],
     )

@@ -128,6 +128,27 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(tmp_path, monkeypatch
     again = fit(guesses, tiny(), out=tmp_path / "killed", resume=True, on_step=asked.append, **QUICK)
     assert again.held_out == resumed.held_out  # finished already: nothing is trained
     assert len(asked) == 5
+    other = fit(guesses, tiny(), steps=2, seed=1, out=tmp_path / "killed", resume=True, **QUICK)
+    assert [h["step"] for h in other.history] == [0, 1]  # what is finished was another training
+
+
+def test_an_interrupt_leaves_only_whole_steps(tmp_path, monkeypatch):
+    """In the middle of a step, buffers and some of the weights may have moved already."""
+    monkeypatch.setattr("tokenmill.run.fit.SAVE_SECONDS", 0.0)
+    whole = fit(guesses, tiny(), steps=6, out=tmp_path / "whole", **QUICK)
+    real, count = torch.optim.AdamW.step, []
+
+    def interrupted(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        count.append(1)
+        if len(count) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(guesses, tiny(), steps=6, out=tmp_path / "stopped", **QUICK)
+    resumed = fit(guesses, tiny(), out=tmp_path / "stopped", resume=True, **QUICK)
+    assert resumed.history == whole.history
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path):

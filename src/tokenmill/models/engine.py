@@ -260,7 +260,7 @@ class Pass:
                 both[~walks] = self.carried[i]
             whole.append(both)
         self.positions, self.valid = self.whole, walks[:, None] if self.carried is None else None
-        out = self._attend(layer, *whole, scale)[going]
+        out = self._attend(layer, whole[0], whole[1], whole[2], scale)[going]
         self.positions, self.valid, self.carried = positions, None, None
         return out
 

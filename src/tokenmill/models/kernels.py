@@ -9,6 +9,9 @@ Each row of activations is summed in the same order whatever rows are beside it.
 scales, least weights (each padded to eight) and codes; in 4 bits the low halves of a block's bytes come first.
 """
 
+# mypy: ignore-errors
+# (numba gives types of its own to what is compiled here)
+
 from __future__ import annotations
 
 import threading

@@ -75,7 +75,8 @@ class Lean:
     def __init__(self, layers: list[Layer]):
         from tokenmill.models import kernels  # numba is imported for those who have packed weights
 
-        self.kernels, self.layers = kernels, layers
+        self.kernels: Any = kernels
+        self.layers = layers
 
     def threads(self) -> AbstractContextManager[None]:
         """Around a pass."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left, bisect_right
+from functools import lru_cache
 from typing import Any
 
 # GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from 256 on.
@@ -46,8 +47,9 @@ class Spelling:
         return b"".join(self.tokens.get(i, b"") for i in ids)
 
 
+@lru_cache(maxsize=4)
 def spelling(tokenizer: Any) -> Spelling:
-    """Of a fast tokenizer: byte-level, SentencePiece-like with byte tokens, or plain words."""
+    """Of a fast tokenizer, once for each: byte-level, SentencePiece-like with byte tokens, or plain words."""
     backend = tokenizer.backend_tokenizer
     decoder = json.dumps(json.loads(backend.to_str()).get("decoder"))
     added = {i: t.content.encode() for i, t in tokenizer.added_tokens_decoder.items()}

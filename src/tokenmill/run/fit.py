@@ -100,24 +100,26 @@ def fit(
     path = place(chosen, model, None if out is None else Path(out))
     work = path.with_suffix(".checkpoint")
     saved = _checkpoint(work, resume)
-    if saved is None and resume and path.is_file():
-        return _finished(chosen, model, path)
     if own:
         data = _own(model, tokenizer, data, own, seed)
 
     with _seeded(seed), _at_rest(model):
         parts = build(chosen, model).to(device).train()
-        if minutes is not None and saved is None:
+        done = about(path)["plan"] if saved is None and resume and path.is_file() else None
+        before = saved["plan"] if saved is not None else done
+        if minutes is not None and before is None:
             steps = _affordable(chosen, model, parts, data, rows, length, minutes)
         plan = {
             "spec": repr(chosen), "knobs": {k: repr(v) for k, v in shaping(chosen).items()}, "base": digest(model),
             "text": data.digest, "seed": seed, "lr": lr, "rows": rows, "length": length, "own": own,
         }  # fmt: skip
-        if saved is not None and steps is None:
-            steps = saved["steps"]
+        if before is not None and steps is None:
+            steps = before["steps"]
         steps = steps or usual["steps"]
         plan["steps"] = steps
-        optimizer = torch.optim.AdamW(parts.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
+        if done == plan:
+            return _finished(chosen, model, path)
+        optimizer = adam(parts, lr)
         history: list[dict[str, float]] = []
         seconds = 0.0
         if saved is not None:
@@ -134,34 +136,24 @@ def fit(
                 "history": history, "seconds": seconds + time.perf_counter() - began,
             })  # fmt: skip
 
+        # Saved between steps only: what an interrupt leaves in mid-step is no state that training goes through.
         began = last = time.perf_counter()
-        try:
-            with _bar(chosen.name, steps, console) as tick:
-                for step in range(len(history), steps):
-                    torch.manual_seed(seed * 1_000_003 + step)
-                    rate = lr * schedule(step, steps)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate
-                    ids = data.batch(rows, length, seed, step).to(device)
-                    loss = file.objective(parts, read(model, chosen, ids, step / steps))
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(parts.parameters(), CLIP)
-                    optimizer.step()
-                    value = float(loss.detach())
-                    if not math.isfinite(value):
-                        raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g})")
-                    history.append({"step": step, "loss": value, "lr": rate})
-                    now = time.perf_counter()
-                    tick(step + 1, value, (step + 1) * rows * length / (seconds + now - began))
-                    if on_step is not None:
-                        on_step(step)
-                    if now - last > SAVE_SECONDS:
-                        keep()
-                        last = now
-        except KeyboardInterrupt:
-            keep()
-            raise
+        with _bar(chosen.name, steps, console) as tick:
+            for step in range(len(history), steps):
+                torch.manual_seed(seed * 1_000_003 + step)
+                rate = lr * schedule(step, steps)
+                ids = data.batch(rows, length, seed, step).to(device)
+                value = update(optimizer, file.objective(parts, read(model, chosen, ids, step / steps)), rate)
+                if not math.isfinite(value):
+                    raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g})")
+                history.append({"step": step, "loss": value, "lr": rate})
+                now = time.perf_counter()
+                tick(step + 1, value, (step + 1) * rows * length / (seconds + now - began))
+                if on_step is not None:
+                    on_step(step)
+                if now - last > SAVE_SECONDS:
+                    keep()
+                    last = now
         seconds += time.perf_counter() - began
         held_out = judge(chosen, parts, model, data, length)
     told = {"model": name, "plan": plan, "seed": seed, "steps": steps, "held_out": held_out}
@@ -180,6 +172,21 @@ def schedule(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def adam(parts: nn.Module, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parts.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
+
+
+def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> float:
+    """One step down the loss, at this learning rate; the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        nn.utils.clip_grad_norm_(group["params"], CLIP)
+    optimizer.step()
+    return float(loss.detach())
 
 
 def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0) -> Batch:

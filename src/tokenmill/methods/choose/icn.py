@@ -30,7 +30,8 @@ def icn(writing: Writing, *, answers: int = 4, length: int = 32) -> Iterator[lis
     found: dict[str, None] = {}
     newline = list(writing.spelled(("\n",)))
     for asked in range(answers):
-        if asked and not writing.request(f"Give another answer, different from: {'; '.join(found)}."):
+        others = f", different from: {'; '.join(found)}" if found else ""
+        if asked and not writing.request(f"Give another answer{others}."):
             return
         answer: list[int] = []
         while len(answer) < length:

@@ -13,9 +13,10 @@ s only grows with i, so a closed gate stays closed up to the mirror. The targets
 outermost blocks to `target` at the innermost; a deviation below 0.01 moves nothing. Gates that are exactly 0 cost
 nothing in use: the block runs for the other tokens alone.
 
-Differs: a small model over bytes. The authors' released attention adds log g to the rows of queries, where softmax
-ignores it; here it is added to the columns of keys, as the paper says. In training a token that skips a block is
-computed there and may see itself, but what comes of it is multiplied by 0.
+Differs: a small model over bytes, and a `rate` ten times the authors', for trainings of a thousand steps. The authors'
+released attention adds log g to the rows of queries, where softmax ignores it; here it is added to the columns of keys,
+as the paper says. In training a token that skips a block is computed there and may see itself, but what comes of it is
+multiplied by 0.
 """
 
 from __future__ import annotations

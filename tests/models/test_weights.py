@@ -1,0 +1,267 @@
+"""Packed weights: what a format holds, that every row is alike, and that everything else stays correct under it."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from transformers import Cache
+
+import tokenmill as tm
+from tiny import ARCHITECTURES, VOCAB, ids, tiny
+from tiny_tokenizer import tiny_tokenizer
+from tokenmill.errors import ModelError
+from tokenmill.models import weights
+from tokenmill.models.apply import Engine
+from tokenmill.models.default import default_model
+from tokenmill.models.lean import KNOWN
+from tokenmill.models.weights import Blocks, Bytes, Half, Nibbles, Product, blocks_of_4, blocks_of_8, held, pack
+from tokenmill.run.session import Session
+
+COMPILED = weights.compiled()
+PACKED = ("float16", "int8", "int4")
+needs_numba = pytest.mark.skipif(not COMPILED, reason="numba is not installed")
+_made: dict = {}
+
+
+def packed(name="llama", how="int4"):
+    """A tiny model in a format; shared, so leave it as it was."""
+    if (name, how) not in _made:
+        _made[name, how] = pack(copy.deepcopy(tiny(name)), how)
+    return _made[name, how]
+
+
+def matrix(outputs, inputs, seed=0):
+    return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed)) * 0.05
+
+
+KINDS = {"float16": Half, "int8 torch": Bytes, "int4 torch": Nibbles}
+if COMPILED:
+    KINDS |= {"int8": lambda w, b=None: Blocks(w, b, bits=8), "int4": lambda w, b=None: Blocks(w, b, bits=4)}
+# Of the product's spread: float16 activations do not exist, bfloat16 ones (torch's int4) have 8 bits.
+CLOSE = {"float16": 1e-5, "int8 torch": 1e-3, "int4 torch": 2e-2, "int8": 5e-4, "int4": 5e-4}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(64, 96), (97, 48), (33, 200), (1, 32), (130, 31)])
+def test_a_product_is_that_of_the_weights_it_holds(kind, shape):
+    made, x = KINDS[kind](matrix(*shape), torch.linspace(-1, 1, shape[0])), matrix(7, shape[1], 1) * 20
+    want = F.linear(x, made.weight, made.bias)
+    assert made.weight.shape == shape
+    assert float((made(x) - want).abs().max()) <= CLOSE[kind] * float(F.linear(x, made.weight).std().nan_to_num(1) + 1)
+    assert torch.equal(made(x[None, :, None])[0, :, 0], made(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_does_not_depend_on_the_rows_beside_it(kind):
+    made, x = KINDS[kind](matrix(160, 224)), matrix(70, 224, 1)
+    x[5] *= 1000  # a scale shared between rows would show
+    whole = made(x)
+    for rows in ([0], [5], [1, 2], [3, 4, 9], list(range(11)), list(range(40))):
+        if kind == "float16":  # fbgemm sums one row in another order than several, as float32 products do
+            assert torch.allclose(made(x[rows]), whole[rows], rtol=1e-4, atol=1e-4 * float(whole[rows].abs().max()))
+        else:
+            assert torch.equal(made(x[rows]), whole[rows]), rows
+
+
+def test_zeros_and_outliers():
+    for kind in KINDS.values():
+        w = matrix(32, 64)
+        w[3], w[7, 5] = 0, 30
+        made = kind(w)
+        assert torch.equal(made(torch.zeros(2, 64)), torch.zeros(2, 32))
+        assert torch.isfinite(made(torch.full((1, 64), 1e4))).all()
+
+
+def test_blocks_find_the_blocks_weights_were_unpacked_from():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (50, 6, 32), generator=generator)
+    codes[..., 0], codes[..., 1] = 0, 15  # a block that was packed has both ends
+    scale, least = (torch.rand(50, 6, generator=generator) * 0.02 + 1e-3).half(), (torch.rand(50, 6) - 1).half()
+    unpacked = (codes * scale[..., None].float() + least[..., None].float()).flatten(1)
+    found, found_scale, found_least = blocks_of_4(unpacked)
+    assert torch.equal(found.view_as(codes).long(), codes)
+    assert torch.equal(found_scale, scale.float())
+    assert torch.equal(found_least, least.float())
+    codes = torch.randint(-127, 128, (50, 6, 32), generator=generator)
+    codes[..., 0] = 127
+    found, found_scale = blocks_of_8((codes * scale[..., None].float()).flatten(1))
+    assert torch.equal(found.view_as(codes).long(), codes)
+    assert torch.equal(found_scale, scale)
+
+
+def test_the_default_model_loses_nothing_in_int4():
+    pytest.importorskip("gguf")
+    try:
+        folder = default_model()
+    except ModelError:
+        pytest.skip("the default model is not installed")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        for name in ("layers.0.self_attn.k_proj", "layers.13.mlp.down_proj", "layers.29.mlp.up_proj"):
+            weight = file.get_tensor(f"model.{name}.weight")
+            codes, scale, least = blocks_of_4(weight)
+            assert torch.equal((codes.unflatten(1, (-1, 32)) * scale[..., None] + least[..., None]).flatten(1), weight)
+        table = file.get_slice("lm_head.weight")[:2000]  # the table too: tied, stored once
+        codes, scale = blocks_of_8(table)
+        assert torch.equal((codes.unflatten(1, (-1, 32)) * scale.float()[..., None]).flatten(1), table)
+
+
+@pytest.mark.parametrize("how", PACKED)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_packed_model_is_the_model_with_the_weights_it_holds(name, how):
+    model, plain = packed(name, how), copy.deepcopy(tiny(name))
+    own = dict(model.named_modules())
+    for path, layer in plain.named_modules():
+        if isinstance(own.get(path), Product):
+            weight = own[path].weight
+            # A parameter of its own: head and table may have been one.
+            layer.weight = torch.nn.Parameter(weight if isinstance(layer, torch.nn.Linear) else weight.T.contiguous())
+    plain.get_input_embeddings().weight.data = model.get_input_embeddings().packed.weight
+    assert sum(isinstance(m, Product) for m in own.values()) >= 4 * 4 + 1
+    with torch.no_grad():
+        a, b = model(ids(2, 30)).logits, plain(ids(2, 30)).logits
+    assert float((a - b).abs().max()) < 2e-2 * float(b.std()) or (how == "int4" and not COMPILED)
+    assert held(model) < held(tiny(name))
+
+
+@pytest.mark.parametrize("how", PACKED)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_our_loop_says_what_the_library_says(name, how):
+    model, prompt = packed(name, how), ids(1, 30)
+    before = {key: value.clone() for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    want = model.generate(prompt, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 30:]
+    out = tm.generate(model, None, prompt.tolist(), max_new_tokens=24, ignore_eos=True)[0]
+    assert out.ids == want.tolist()
+    with tm.applied(model, "h2o(budget=0.3)"):
+        model.generate(prompt, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@needs_numba
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "gpt2"])
+def test_the_lean_walk_is_the_plain_walk(name, monkeypatch):
+    model = packed(name, "int4")
+    lean = Engine(model, tm.recipe("full")).lean
+    assert (lean is not None) == (type(model.get_decoder().layers[0]).__name__ in KNOWN)
+    rows, batch = [[5, 6, 7], list(range(10, 50))], ids(3, 45)
+    found = []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr("tokenmill.models.apply.lean_of", lambda decoder: None)
+        for recipe in (
+            "full",
+            "adaptive(budget=0.4)",
+            "snapkv(budget=0.5) + zip_cache",
+            "streaming_llm(budget=0.5)",
+        ):
+            session = Session(model, recipe)
+            logits = [session.read(rows)]
+            logits += [session.read(torch.tensor([[t], [t + 1]])) for t in range(3, 12)]
+            again = Session(model, recipe)
+            logits += [again.read(batch, all_logits=True).flatten(0, 1), again.read(batch[:, :5])]
+            found.append((torch.cat(logits), session.kept(), again.kept()))
+    half = len(found) // 2
+    for (a, kept_a, more_a), (b, kept_b, more_b) in zip(found[:half], found[half:], strict=True):
+        # 16-bit activations round differently after a different rounding; packed keys and values fall into other codes.
+        assert float((a - b).abs().max()) < 2e-2 * float(b.std())
+        assert float((a - b).abs().mean()) < 5e-4 * float(b.std())
+        assert (kept_a, more_a) == (kept_b, more_b)
+
+
+@pytest.mark.parametrize("how", PACKED)
+@pytest.mark.parametrize("draft", ["prompt_lookup", "token_recycling"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_drafts_change_nothing(name, draft, how):
+    model, prompt = packed(name, how), ([7, 8, 9, 10, 11, 12] * 6)[:30]
+    plain = tm.generate(model, None, [prompt], max_new_tokens=40, ignore_eos=True)[0]
+    drafted = tm.generate(model, None, [prompt], draft, max_new_tokens=40, ignore_eos=True)[0]
+    assert drafted.ids == plain.ids
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
+def test_a_checked_draft_has_the_very_numbers_of_one_token_at_a_time(name):
+    """Not only the same text: the same bits, so that a tie cannot fall differently."""
+    model, prompt, chain = packed(name, "int4"), ids(1, 40), [5, 9, 60, 33]
+    alone = Session(model)
+    alone.read(prompt)
+    want = torch.cat([alone.read(torch.tensor([[t]])) for t in chain])
+    # A tree in which two other tokens stand between those of the chain.
+    tokens, depths = torch.tensor([5, 70, 9, 71, 60, 33]), torch.tensor([0, 1, 1, 2, 2, 3])
+    seen = torch.eye(6, dtype=torch.bool)
+    for node, above in {1: [0], 2: [0], 3: [0, 2], 4: [0, 2], 5: [0, 2, 4]}.items():
+        seen[node, above] = True
+    tree = Session(model)
+    tree.read(prompt)
+    assert torch.equal(tree.verify(tokens, depths, seen)[[0, 2, 4, 5]], want)
+    tree.accept(torch.tensor([0, 2, 4, 5]))
+    assert torch.equal(tree.read(torch.tensor([[8]])), alone.read(torch.tensor([[8]])))
+
+
+def test_bfloat16_keeps_its_cache_in_bfloat16():
+    model = pack(copy.deepcopy(tiny("llama")), "bfloat16")
+    session = Session(model)
+    session.read(ids(1, 20))
+    assert session.cache.stores[0].lanes.keys.dtype == torch.bfloat16
+    assert isinstance(session.cache, Cache)
+    mixed = pack(copy.deepcopy(tiny("llama")).bfloat16(), "int8")
+    with torch.no_grad():
+        logits = mixed(ids(1, 20)).logits
+    assert logits.dtype == torch.bfloat16
+    assert Engine(mixed, tm.recipe("full")).lean is None
+    out = tm.generate(mixed, None, ids(1, 20).tolist(), max_new_tokens=5, ignore_eos=True)[0]
+    assert len(out.ids) == 5
+
+
+def test_formats_that_are_not(tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no weights format 'int9'; did you mean int8"):
+        tm.load(tmp_path, weights="int9")
+    with pytest.raises(
+        ModelError, match="no weights format 'q'; there is auto, bfloat16, float16, float32, int4, int8"
+    ):
+        tm.load(tmp_path, weights="q")
+    model, _ = tm.load(tmp_path, weights="int8")
+    assert isinstance(model.lm_head, Product)
+    assert model.get_input_embeddings().num_embeddings == VOCAB
+
+
+def test_auto_takes_four_bits_only_where_they_lose_nothing(monkeypatch):
+    assert weights.fastest(tiny()) == "int8"
+    rounded = copy.deepcopy(tiny())
+    for layer in rounded.modules():
+        if isinstance(layer, torch.nn.Linear) and layer is not rounded.lm_head:
+            layer.weight.data = KINDS["int4"](layer.weight.data).weight if COMPILED else layer.weight.data
+    assert weights.fastest(rounded) == ("int4" if COMPILED else "int8")
+    assert isinstance(pack(rounded, "auto").lm_head, Product)
+    monkeypatch.setattr(weights, "compiled", lambda: False)
+    assert weights.fastest(copy.deepcopy(tiny())) == "int8"
+    assert weights.fastest(copy.deepcopy(tiny()).to("meta")) == "float32"
+
+
+def test_a_device_without_these_products():
+    with torch.device("meta"):
+        model = copy.deepcopy(tiny("llama")).to("meta")
+    with pytest.raises(ModelError, match="weights='int8' has products for a CPU and the model is on meta"):
+        pack(model, "int8")
+
+
+def test_gradients_are_refused_in_words():
+    model = packed("llama", "int8")
+    embeds = torch.randn(1, 4, 48, requires_grad=True)
+    with pytest.raises(ModelError, match="no gradients; load the model with weights='float32'"):
+        model(inputs_embeds=embeds)
+
+
+def test_without_numba_torch_multiplies(monkeypatch):
+    monkeypatch.setattr(weights, "compiled", lambda: False)
+    for how, kind in (("int8", Bytes), ("int4", Nibbles)):
+        model = pack(copy.deepcopy(tiny("llama")), how)
+        assert isinstance(model.model.layers[0].mlp.up_proj, kind)
+        assert Engine(model, tm.recipe("full")).lean is None
+        want = model.generate(ids(1, 20), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 20:]
+        out = tm.generate(model, None, ids(1, 20).tolist(), "token_recycling", max_new_tokens=8, ignore_eos=True)[0]
+        assert out.ids == want.tolist()
