@@ -104,8 +104,8 @@ def test_mistakes_cost_no_run(tmp_path, monkeypatch, options, error, said):
 
 
 def test_unknown_tracks_name_what_exists(tmp_path):
-    with pytest.raises(TokenmillError, match="no track 'decode'; there is cache"):
-        compare("decode", out=tmp_path)
+    with pytest.raises(TokenmillError, match="no track 'vision'; there is cache, decode, depth"):
+        compare("vision", out=tmp_path)
 
 
 def test_resume_with_other_settings_weights_or_without_being_asked(fake, tmp_path, monkeypatch):
