@@ -223,15 +223,16 @@ HALF = 0.55
 WINNER = f"the best aggregate quality among the rows that hold at most about half ({HALF:.0%}) of the untouched bytes"
 
 
-# Fewer layers than this are a saving that may show; above it, it drowns in the noise.
+# Fewer operations than this are a saving that may show; above it, it drowns in the noise. Layers would not do: asking the
+# model's head after a layer costs more than some layers.
 SHALLOW = 0.9
-SHALLOW_WINNER = f"the best aggregate quality among the rows that run at most {SHALLOW:.0%} of the layers"
+SHALLOW_WINNER = f"the best aggregate quality among the rows that take at most {SHALLOW:.0%} of the operations"
 
 
 def shallow_winner(rows: Sequence[Row]) -> Row | None:
-    """See SHALLOW_WINNER; None if no row runs so few."""
+    """See SHALLOW_WINNER; None if no row takes so few."""
     ranked = [row for row in best_first(rows) if row.method != "full" and row.metrics.quality]
-    return next((row for row in ranked if (row.metrics.layers_share or 1.0) <= SHALLOW), None)
+    return next((row for row in ranked if (row.metrics.operations_share or 1.0) <= SHALLOW), None)
 
 
 def winner(rows: Sequence[Row]) -> Row | None:
