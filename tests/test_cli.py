@@ -244,7 +244,8 @@ def test_compare_passes_everything_on(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "compare", lambda track, **kw: seen.update(kw, track=track))
     (tmp_path / "my.txt").write_text("my text")
     result = call(
-        "compare", "cache", "--model", "m", "--weights", "int8", "--methods", "snapkv(window=16), tova", "--budgets", "0.5,0.1",
+        "compare", "cache", "--model", "m", "--weights", "int8", "--methods", "snapkv(window=16), tova",
+        "--budgets", "0.5,0.1",
         "--input", tmp_path / "my.txt", "--out", tmp_path, "--resume", "--seed", 7, "--quick", "--prompt", "hello",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
