@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tokenmill.errors import ModelError, did_you_mean
+from tokenmill.models.trained import digest
 
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
 AUTO = "auto"
@@ -274,6 +275,7 @@ def pack(model: Any, weights: str) -> Any:
         )
     if (weights == "float16" or not compiled()) and "fbgemm" not in torch.backends.quantized.supported_engines:
         raise ModelError(f"weights='{weights}' needs a processor with AVX2; use weights='bfloat16'")
+    model.base_digest = digest(model)  # what was trained for these weights is for the packed ones too
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head.weight is table.weight
     for name, layer in list(model.named_modules()):
