@@ -24,7 +24,8 @@ from tokenmill.run.speculate import Proposer
 from tokenmill.types import Draft, Growth, Guess, Said, Verified
 
 ROLES = {name: parse(name).card.role for name in catalog.methods("draft")}
-DRAFTS = [name for name, role in ROLES.items() if role != "rule" and "drafter" not in parse(name).card.needs]
+ALONE = [name for name in ROLES if not parse(name).card.trains and "drafter" not in parse(name).card.needs]
+DRAFTS = [name for name in ALONE if ROLES[name] != "rule"]
 RULES = [name for name, role in ROLES.items() if role == "rule"]
 V = 23
 

@@ -35,7 +35,7 @@ def test_trained_heads_draft_and_change_no_text(spec, data):
         if "h2o" not in recipe:
             assert out.ids == plain.ids
         assert out.stats.drafted > 0 or recipe.endswith(spec), "auto drafts nothing where nothing pays"
-    with pytest.raises(ModelError, match="untrained|trained for|trained on|no trained weights"):
+    with pytest.raises(ModelError, match=r"untrained|trained for|trained on|no trained weights"):
         generate(tiny("qwen3"), None, [prompt], spec, max_new_tokens=4)
 
 

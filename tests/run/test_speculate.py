@@ -25,7 +25,8 @@ from tokenmill.run.speculate import speculate
 from tokenmill.types import Draft
 
 GREEDY = Chooser(0.0, 1.0, 0, 1)
-SOURCES = [n for n in catalog.methods("draft") if parse(n).card.role == "source" and "model" not in parse(n).knobs]
+READY = [n for n in catalog.methods("draft") if not parse(n).card.trains]  # heads that are trained: test_heads.py
+SOURCES = [n for n in READY if parse(n).card.role == "source" and "model" not in parse(n).knobs]
 TREES = [n for n in catalog.methods("draft") if parse(n).card.role == "tree"]
 ALONE = [n for n in catalog.methods("draft") if not parse(n).card.role]
 SMALL = {"first_layers": "first_layers(layers=1)"}  # the tiny models have few layers

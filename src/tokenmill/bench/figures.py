@@ -223,8 +223,8 @@ HALF = 0.55
 WINNER = f"the best aggregate quality among the rows that hold at most about half ({HALF:.0%}) of the untouched bytes"
 
 
-# Fewer operations than this are a saving that may show; above it, it drowns in the noise. Layers would not do: asking the
-# model's head after a layer costs more than some layers.
+# Fewer operations than this are a saving that may show; above it, it drowns in the noise. Layers would not do: asking
+# the model's head after a layer costs more than some layers.
 SHALLOW = 0.9
 SHALLOW_WINNER = f"the best aggregate quality among the rows that take at most {SHALLOW:.0%} of the operations"
 
