@@ -267,7 +267,8 @@ def everything() -> list[str]:
     """Every method that acts on a running cache, and some pairs."""
     found = evicting()
     found += [f"{n}(budget=0.5)" for n in catalog.methods("keep") if get(n).card.acts != "cache"]
-    found += [n for verb in ("merge", "quantize", "skip") for n in catalog.methods(verb)]
+    ready = [n for verb in ("merge", "quantize", "skip") for n in catalog.methods(verb)]
+    found += [n for n in ready if get(n).card.trains != "model"]
     pairs = [
         "h2o(budget=0.3) + zip_cache",
         "adaptive(score=snapkv(window=8), budget=0.4) + zip_cache",

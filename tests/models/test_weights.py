@@ -140,6 +140,19 @@ def test_our_loop_says_what_the_library_says(name, how):
 
 
 @needs_numba
+def test_a_hook_of_the_users_is_called_and_those_of_the_library_cost_nothing():
+    model = copy.deepcopy(packed("llama"))
+    model(ids(1, 5), output_hidden_states=True)  # leaves hooks on every layer, for good
+    assert any(layer._forward_hooks for layer in model.get_decoder().layers)
+    assert Engine(model, tm.recipe("full")).lean is not None
+    calls = []
+    model.get_decoder().layers[2].register_forward_hook(lambda *_: calls.append(1))
+    assert Engine(model, tm.recipe("full")).lean is None
+    Session(model).read(ids(1, 5))
+    assert calls == [1]
+
+
+@needs_numba
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "gpt2"])
 def test_the_lean_walk_is_the_plain_walk(name, monkeypatch):
     model = packed(name, "int4")

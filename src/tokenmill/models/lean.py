@@ -39,12 +39,18 @@ def _fits(layer: Any) -> bool:
     packed = {name.rpartition(".")[2]: m for name, m in modules.items() if isinstance(m, Blocks)}
     return (
         set(packed) == set(PRODUCTS)
-        and not any(isinstance(m, nn.Linear) or m._forward_hooks or m._forward_pre_hooks for m in modules.values())
+        and not any(isinstance(m, nn.Linear) or _hooked(m) for m in modules.values())
         and all(packed[name].bias is None for name in PRODUCTS[3:])  # Qwen2 has some on the first three
         and type(layer.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
         and all(p.dtype == torch.float32 for p in layer.parameters())
         and not layer.training
     )
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether anything listens. What the library leaves behind once a hidden state was asked for is deaf here."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)
 
 
 class Layer:
