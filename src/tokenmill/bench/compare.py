@@ -417,7 +417,7 @@ def _products(network: Any) -> dict[str, int]:
         return weight.numel() if weight is not None and weight.ndim == 2 else 0
 
     layers = decoder_of(network).layers
-    one = sum(size(part) for part in layers.modules()) // len(layers)
+    one = sum(size(part) for layer in layers for part in layer.modules()) // len(layers)
     return {"layer": one, "layers": len(layers), "head": size(network.get_output_embeddings())}
 
 

@@ -40,7 +40,7 @@ class Decoder:
 
     model: nn.Module  # with the language-model head
     base: nn.Module  # without it
-    layers: nn.ModuleList
+    layers: list[nn.Module]
     final_norm: nn.Module
     attention: str  # attribute of a layer
     input_norm: str
@@ -99,7 +99,7 @@ def _llama_like(model: Any, base: Any, config: Any, kind: str) -> Decoder:
     return Decoder(
         model=model,
         base=base,
-        layers=base.layers,
+        layers=list(base.layers),
         final_norm=base.norm,
         attention="self_attn",
         input_norm="input_layernorm",
@@ -120,7 +120,7 @@ def _gpt2_like(model: Any, base: Any, config: Any, kind: str) -> Decoder:
     return Decoder(
         model=model,
         base=base,
-        layers=base.h,
+        layers=list(base.h),
         final_norm=base.ln_f,
         attention="attn",
         input_norm="ln_1",

@@ -99,10 +99,9 @@ class Lanes:
         if valid is None and self.counts is None and self.rooms is None:
             if self.n + new > self.room:
                 self._grow(self.n + new)
-            shape, at = (rows, heads, self.room), slice(self.n, self.n + new)
-            self.keys.view(*shape, -1)[:, :, at] = keys
-            self.values.view(*shape, -1)[:, :, at] = values
-            self.positions.view(shape)[:, :, at] = positions[:, None]
+            given = (self.keys, keys), (self.values, values), (self.positions, positions[:, None])
+            for held, added in given:  # once a layer and token: slicing would cost more than the copy
+                held.view(rows, heads, self.room, *held.shape[1:]).narrow(2, self.n, new).copy_(added)
             self.n += new
             return
         if valid is None:

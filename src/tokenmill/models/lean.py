@@ -23,6 +23,7 @@ from tokenmill.models.weights import Blocks
 KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FEW = 64  # new tokens up to which `read` is used; a prompt is read by torch's attention
+Array = np.ndarray[Any, Any]
 NOTHING, NO_TREE = np.empty(0, np.float32), np.empty((0, 0), np.bool_)
 
 
@@ -83,6 +84,7 @@ class Lean:
 
         self.kernels: Any = kernels
         self.layers = layers
+        self._turn: tuple[Any, Array, Array] = None, NOTHING, NOTHING  # the angles that came last, as arrays
 
     def threads(self) -> AbstractContextManager[None]:
         """Around a pass."""
@@ -93,7 +95,10 @@ class Lean:
         layer = self.layers[index]
         rows, new, width = hidden.shape
         hidden = hidden.reshape(rows * new, width)
-        cos, sin = (x.reshape(-1, layer.size).numpy() for x in angles)
+        if self._turn[0] is not angles:  # layers of one type share them
+            cos, sin = (x.reshape(-1, layer.size).numpy() for x in angles)
+            self._turn = angles, cos, sin
+        _, cos, sin = self._turn
         both = hidden.new_empty(rows, new, layer.heads + 2 * layer.shared, layer.size)
         given, x = layer.first, hidden.numpy()
         self.kernels.enter(given[0], x, *given[1:], cos, sin, *layer.turn, both.view(rows * new, -1).numpy())
@@ -112,9 +117,10 @@ class Lean:
         """
         queries = queries.contiguous()
         out = torch.empty_like(queries)
+        count = np.full(lanes.starts.shape, lanes.n) if lanes.even else lanes.count().numpy()
         self.kernels.attend(
             queries.numpy(), lanes.keys.numpy(), lanes.values.numpy(), lanes.positions.numpy(), lanes.starts.numpy(),
-            lanes.count().numpy(), at.numpy(), window or 0, NO_TREE if tree is None else tree.contiguous().numpy(),
+            count, at.numpy(), window or 0, NO_TREE if tree is None else tree.contiguous().numpy(),
             scale, out.numpy(),
         )  # fmt: skip
         return out
