@@ -81,7 +81,8 @@ def methods(verb: str | None = None) -> list[str]:
 
 
 def _read(path: Path, verb: str) -> Entry:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(_head(source, path.stem), filename=str(path))
     doc = ast.get_docstring(tree) or ""
     function = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem), None)
     if function is None:
@@ -110,6 +111,19 @@ def _read(path: Path, verb: str) -> Entry:
         path=path,
         line=function.lineno,
     )
+
+
+def _head(source: str, name: str) -> str:
+    """The file's docstring and its method's signature on their own lines, all else blank: a fifth of the parsing."""
+    lines = source.split("\n")
+    starts = [i for i, line in enumerate(lines) if line.startswith("@method(")]
+    opens = next((i for i, line in enumerate(lines) if line.startswith(f"def {name}(")), None)
+    text = next((i for i, line in enumerate(lines) if line.startswith("from __future__")), None)
+    if len(starts) != 1 or opens is None or text is None or not starts[0] < opens:
+        return source
+    closes = next(i for i, line in enumerate(lines[opens:], opens) if line.endswith(":"))
+    blank = [""] * (starts[0] - text)  # line numbers stay
+    return "\n".join([*lines[:text], *blank, *lines[starts[0] : closes + 1], "    ..."])
 
 
 def _paragraph(doc: str, marker: str) -> str | None:

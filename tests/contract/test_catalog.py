@@ -107,3 +107,13 @@ def test_unknown_names_say_what_exists():
         catalog.methods("scores")
     with pytest.raises(SpecError, match="no keep method 'snapkv'"):
         catalog.find("snapkv", "keep")
+
+
+def test_reading_the_head_alone_finds_what_the_whole_file_says(monkeypatch):
+    found = dict(catalog.entries())
+    monkeypatch.setattr(catalog, "_head", lambda source, name: source)
+    catalog.entries.cache_clear()
+    try:
+        assert dict(catalog.entries()) == found
+    finally:
+        catalog.entries.cache_clear()
