@@ -537,17 +537,24 @@ class Pass:
         """
         cache = self.cache
         assert cache.seen is not None
-        whole = cache.pending == self.new
-        assert whole or self.plan.idle, "a recipe decides about drafts that were read in one pass"
+        assert cache.pending == self.new or self.plan.idle, "a recipe decides about drafts that were read in one pass"
+        count = len(accepted)
+        moved = accepted.tolist() != list(range(count))  # a chain's nodes are where they should be
         for layer in self.stored:
-            cache.stores[layer].lanes.keep_tail(cache.pending, accepted)
-        self.new, self.tree, self.counted, cache.pending = len(accepted), None, True, 0
+            lanes = cache.stores[layer].lanes
+            if moved:
+                lanes.keep_tail(cache.pending, accepted)
+            else:
+                lanes.drop_tail(cache.pending - count)
+        self.new, self.tree, self.counted, cache.pending = count, None, True, 0
         self.positions = cache.seen[:, None] + torch.arange(self.new, device=cache.seen.device)
         cache.columns += self.new
         cache.generated += self.new
         cache.seen = cache.seen + self.new
         for layer, queries in self.pending.items():
-            self.settle(layer, queries[:, :, accepted] if whole else queries[:, :, :0], self._scale(layer))
+            if not self.plan.idle:
+                queries = queries[:, :, accepted]
+            self.settle(layer, queries, self._scale(layer))
         self.pending = {}
         self._account()
 

@@ -149,14 +149,33 @@ class Lanes:
 
     def keep_tail(self, new: int, accepted: Tensor) -> None:
         """Of the `new` newest slots of each lane keep those at indices `accepted` (A,), in that order."""
-        first = (self.starts + self.count() - new)[..., None]  # (B, K, 1)
-        source = first + accepted
-        target = first + torch.arange(len(accepted), device=accepted.device)
-        for column in (self.keys, self.values, self.positions):
-            column[target] = column[source]
-        self._set_counts(self.count() - (new - len(accepted)))
-        beyond = first + torch.arange(len(accepted), new, device=accepted.device)
-        self.positions[beyond] = -1
+        if self.counts is None and self.rooms is None:
+            for column in (self.keys, self.values, self.positions):
+                tail = self._tail(column, new)
+                tail.narrow(2, 0, len(accepted)).copy_(tail.index_select(2, accepted))
+        else:
+            first = (self.starts + self.count() - new)[..., None]  # (B, K, 1)
+            source = first + accepted
+            target = first + torch.arange(len(accepted), device=accepted.device)
+            for column in (self.keys, self.values, self.positions):
+                column[target] = column[source]
+        self.drop_tail(new - len(accepted))
+
+    def drop_tail(self, count: int) -> None:
+        """Take the `count` newest slots of each lane back."""
+        if not count:
+            return
+        if self.counts is None and self.rooms is None:
+            self._tail(self.positions, count).fill_(-1)
+            self.n -= count
+            return
+        left = self.count() - count
+        self.positions[(self.starts + left)[..., None] + torch.arange(count, device=left.device)] = -1
+        self._set_counts(left)
+
+    def _tail(self, column: Tensor, new: int) -> Tensor:
+        """The newest slots of all lanes, while these are alike: (B, K, new, ...)."""
+        return column.view(self.rows, self.heads, self.room, *column.shape[1:]).narrow(2, self.n - new, new)
 
     def rotate(self, rotated: Tensor) -> None:
         """Replace the keys by `rotated` (B, K, n, D), laid out as in view()."""

@@ -156,8 +156,12 @@ def rank_chance(rank: int) -> float:
     return 1 / (2 * (rank + 1) ** 1.6)
 
 
-def best_first(grow: Growth, nodes: int, width: int, depth: int, believe: Callable[[float], float] = float) -> Sapling:
+def best_first(
+    grow: Growth, nodes: int, width: int, depth: int, believe: Callable[[float], float] = float, least: float = 0.0
+) -> Sapling:
     """The `nodes` nodes with the largest product of chances from the root on, best first, at most `depth` deep.
+
+    Nodes whose product is below `least` are left out, and so is what hangs below them.
 
     A node's value is at most its parent's. So whatever is among the best of all that is known is expanded, together,
     until nothing among them is unasked. `believe` says what a source's chance is worth.
@@ -171,8 +175,9 @@ def best_first(grow: Growth, nodes: int, width: int, depth: int, believe: Callab
         tokens, chances = guess.tokens[:, :width].tolist(), guess.chances[:, :width].tolist()
         for parent, row, likely in zip(asked, tokens, chances, strict=True):
             for token, chance in zip(row, likely, strict=True):
-                if token >= 0:
-                    values[count], level[count] = values[parent] * believe(chance), level[parent] + 1
+                value = values[parent] * believe(chance)
+                if token >= 0 and value >= least:
+                    values[count], level[count] = value, level[parent] + 1
                     known.append((-values[count], count, token, parent, chance))
                     count += 1
         known = heapq.nsmallest(nodes, known)

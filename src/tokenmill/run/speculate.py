@@ -67,6 +67,7 @@ def speculate(
         propose = Proposer(
             draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0), session.model
         )
+        stack.callback(lambda: setattr(session._stats, "draft_bytes", propose.nbytes()))
         if memory is not None:
             propose.recall(memory)
             stack.callback(propose.remember, memory)
@@ -99,7 +100,6 @@ def speculate(
             context = torch.cat([context, tokens[kept[1:]], root])
             seen = Verified(context, tokens, logits, taken, levels, hidden, before)
             yield [*tokens[kept[1:]].tolist(), token]
-            session._stats.draft_bytes = propose.nbytes()
 
 
 def _row(chooser: Chooser, logits: Tensor, row: int) -> Tensor:

@@ -6,7 +6,8 @@
 
 f is learned while decoding: of the guesses made with about this chance, below a token that was right, the share that
 was right, (hits + k c) / (trials + k) with the source's own chance c as if it had been seen k times. Where nothing is
-worth its cost, nothing is drafted, and a pass is a plain step.
+worth its cost, nothing is drafted, and a pass is a plain step. A node worth less than half of what a node of a full
+tree costs is not looked for.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def auto(
         place = bisect(EDGES, chance)
         return (hits[place] + PRIOR * chance) / (trials[place] + PRIOR)
 
-    tree = best_first(grow, nodes, width, int(min(depth, grow.room)), learned)
+    least = (grow.cost(1 + nodes) / grow.cost(1) - 1) / nodes / 2
+    tree = best_first(grow, nodes, width, int(min(depth, grow.room)), learned, least)
     values, worth, best, most = [1.0], 1.0, 0, 1 / grow.cost(1)
     for node, (parent, chance) in enumerate(zip(tree.parents, tree.chances, strict=True)):
         values.append(values[parent + 1] * learned(chance))
