@@ -77,7 +77,7 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "answers": (1, math.inf, False, "answers that are asked for, one after the other"),
     "epsilon": (0.0, 1.0, True, "probability that is plausible enough whatever the entropy"),
     "delta": (0.0, math.inf, True, "probability that is plausible, relative to exp(-entropy)"),
-    "threshold": (0.0, 1.0, False, "confidence from which on no more layers are run"),
+    "threshold": (0.0, 1.0, False, "confidence, or probability, from which on the method acts"),
     "stride": (1, math.inf, False, "layers from one question to the next"),
     "decay": (0.0, math.inf, False, "how fast the threshold falls while generating: 0 = not at all"),
     "length": (1, math.inf, False, "tokens at most, or generated tokens over which a schedule runs"),
@@ -86,7 +86,7 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
 }
 
 # Knobs that say the same thing twice.
-CONTRADICTIONS = (("budget", "slots"),)
+CONTRADICTIONS = (("budget", "slots"), ("layers", "model"))
 
 # Every score can be asked to keep its top share, so every score takes these too.
 SPENDING: dict[str, Any] = {"budget": None, "slots": None}
@@ -99,6 +99,7 @@ NEEDS = {
     "queries": "the newest queries: as many as the knob `window` says (None: all of the pass)",
     "all_queries": "every query of the pass, at every pass",
     "rotary": "rotary positions (refused on models with learned ones)",
+    "larger": "a larger model that is asked for some of the tokens",
     "cost": "what a pass costs by width on this machine, measured once",
     "drafter": "a second model, or part of the first, that reads what is drafted",
     "hidden": "the model's final hidden states of what was verified, or read",
@@ -414,6 +415,17 @@ def _refuse_searches(seen: dict[str, Method]) -> None:
             "choice to warp; leave one out"
         )
     skip = seen.get("skip")
+    if search and "larger" in search.card.needs:
+        for other, reason in (
+            (skip, "gives each token a depth of its own, and so does a smaller model"),
+            (seen.get("merge"), "stores two layers as one, and a model's first layers may be an odd number"),
+            (keep if keep and keep.card.acts == "walk" else None, "chooses its tokens anew in every layer"),
+        ):
+            if other:
+                raise RecipeError(
+                    f"{other!r} + {search!r}: {search.name} moves between two models' caches, and {other.name} "
+                    f"{reason}; use one of them"
+                )
     if search and skip and "siblings" in search.card.needs:
         raise RecipeError(
             f"{skip!r} + {search!r}: {search.name} reads several next tokens in one pass of one depth, and {skip.name} "

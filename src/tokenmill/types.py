@@ -256,6 +256,11 @@ class Writing(Protocol):
     ends: frozenset[int]  # tokens that end a text
     room: int  # tokens that may come at most
 
+    @property
+    def state(self) -> Tensor:
+        """The final hidden state behind each row (N, E), until another model is asked."""
+        ...
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """(N, V) logits to what is drawn from (N, V), after temperature and warpers."""
         ...
@@ -367,6 +372,15 @@ class Batch:
         """(...) -> (..., E): the frozen model's input embeddings."""
         return self.frozen.embed(ids)  # type: ignore[union-attr]
 
+    def norm(self, state: Tensor) -> Tensor:
+        """(..., E) -> (..., E): the frozen model's final norm of a state from the middle; no gradients."""
+        return self.frozen.norm(state)  # type: ignore[union-attr]
+
+    @cached_property
+    def second(self) -> Tensor:
+        """(B, T, V): what the model says that the method names beside the frozen one."""
+        return self.frozen.second  # type: ignore[union-attr, return-value]
+
 
 @dataclass(frozen=True)
 class Frozen:
@@ -375,6 +389,8 @@ class Frozen:
     hidden: Tensor  # (B, T, E)
     head: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
+    norm: Callable[[Tensor], Tensor]
+    second: Tensor | None = None  # (B, T, V)
 
 
 @dataclass(frozen=True)

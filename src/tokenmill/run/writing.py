@@ -35,6 +35,10 @@ class Text:
         self._limit = getattr(config, "max_position_embeddings", None) or math.inf
         self._chat = bool(set(prompt) & set(getattr(tokenizer, "all_special_ids", ())))
 
+    @property
+    def state(self) -> Tensor:
+        return self.session.hidden()[:, -1]
+
     def probabilities(self, logits: Tensor) -> Tensor:
         return self.chooser.probabilities(logits)
 
