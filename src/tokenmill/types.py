@@ -255,6 +255,7 @@ class Writing(Protocol):
     generator: torch.Generator  # what the text draws with
     ends: frozenset[int]  # tokens that end a text
     room: int  # tokens that may come at most
+    reward: Callable[[list[int]], float] | None  # what the caller holds new tokens worth, the more the better
 
     @property
     def state(self) -> Tensor:
@@ -271,6 +272,14 @@ class Writing(Protocol):
 
     def read(self, tokens: Sequence[int]) -> None:
         """Go on with one token a row."""
+        ...
+
+    def follow(self, tokens: Sequence[int]) -> Tensor:
+        """Go on with several tokens of the one row, in one pass: the logits after each (Q, V)."""
+        ...
+
+    def head(self, states: Tensor) -> Tensor:
+        """(..., E) -> (..., V) by the model's own head; gradients flow to the states alone."""
         ...
 
     def rows(self, index: Sequence[int]) -> None:

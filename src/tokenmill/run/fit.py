@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
 from tokenmill.method import Method, parse
-from tokenmill.models.architectures import decoder_of
+from tokenmill.models.architectures import decoder_of, head_of
 from tokenmill.models.default import cache_folder
 from tokenmill.models.trained import about, build, digest, place, save, shaping, source
 from tokenmill.run.corpus import Corpus, corpus
@@ -207,15 +207,6 @@ def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0, second:
     with torch.no_grad():
         told = model.base_model(input_ids=ids, use_cache=False, output_hidden_states=bool(wanted))
         other = None if second is None else second(input_ids=ids.to(second.device)).logits.to(ids.device)
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def head(hidden: Tensor) -> Tensor:
-        output = model.get_output_embeddings()
-        bias = getattr(output, "bias", None)
-        logits = nn.functional.linear(
-            hidden.to(output.weight.dtype), output.weight.detach(), None if bias is None else bias.detach()
-        )
-        return logits if not cap else cap * torch.tanh(logits / cap)
 
     def embed(ids: Tensor) -> Tensor:
         with torch.no_grad():
@@ -227,7 +218,7 @@ def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0, second:
         with torch.no_grad():
             return decoder_of(model).final_norm(state)
 
-    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head, embed, norm, other))
+    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head_of(model), embed, norm, other))
 
 
 @torch.no_grad()

@@ -54,6 +54,7 @@ def generate(
     assistant: Any = None,
     memory: dict[str, Any] | None = None,
     on_text: Callable[[int, str], None] | None = None,
+    reward: Callable[[int, list[int]], float] | None = None,
 ) -> list[Output]:
     """Continue each prompt (text, or ids) by up to `max_new_tokens` tokens.
 
@@ -61,7 +62,7 @@ def generate(
     `on_text(row, text)` is called as text grows; text ends before the first of `stop`. `assistant` is a loaded model of
     the same vocabulary: what draft_model drafts with, or the large one that r2r names. `memory`, a dict to begin with
     empty, carries what a draft method learned from these prompts to the next call; it changes how fast text comes,
-    never which.
+    never which. `reward(row, ids)` is what new tokens are worth, the higher the better, for latent_seek.
 
     Raises InputError for prompts that are empty or do not fit the model's context, RecipeError for a recipe that
     cannot run, ModelError for logits that are not finite.
@@ -76,6 +77,8 @@ def generate(
     ends = frozenset() if ignore_eos else _ends(model, tokenizer)
     chooser = Chooser.of(wanted, temperature, top_p, seed, len(rows))
     draft, rule, search, heal = map(wanted.get, ("draft", "rule", "search", "heal"))
+    if reward is not None and (search is None or "reward" not in search.card.needs):
+        raise InputError("reward is for a recipe that seeks texts worth more, such as latent_seek; leave it out")
     mending = Mending(heal, tokenizer, rows) if heal is not None else None
     fed = rows if mending is None else mending.rows
     writer = _Writer(tokenizer, len(rows), ends, stop, max_new_tokens, on_text, mending)
@@ -109,7 +112,7 @@ def generate(
             else:
                 assert search is not None
                 ask = partial(beside, large, without, session) if large is not None else None
-                steps = _searched(search, session, ids, chooser, writer, row, chunk, taught, ask)
+                steps = _searched(search, session, ids, chooser, writer, row, chunk, taught, ask, reward)
             stack.enter_context(closing(steps))
             for tokens in steps:
                 if writer.add(row, tokens):
@@ -133,6 +136,7 @@ def _plain(session: Session, rows: list[list[int]], chooser: Chooser, writer: _W
 def _searched(
     search: Method, session: Session, ids: list[int], chooser: Chooser, writer: _Writer, row: int, chunk: int | None,
     taught: list[Learned], ask: Callable[[list[int]], AbstractContextManager[Larger]] | None,
+    reward: Callable[[int, list[int]], float] | None,
 ) -> Generator[list[int]]:  # fmt: skip
     """Tokens of one row as a search method finds them, after the prompt's end was mended.
 
@@ -140,7 +144,7 @@ def _searched(
     """
     if "tokenizer" in search.card.needs and writer.tokenizer is None:
         raise InputError(f"{search.name} needs to know how tokens are spelled, and there is no tokenizer")
-    writing = Text(session, ids, chooser, row, writer.tokenizer, writer.ends, writer.limit, chunk)
+    writing = Text(session, ids, chooser, row, writer.tokenizer, writer.ends, writer.limit, chunk, reward)
     mending = writer.mending
     while mending is not None and mending.rest[row]:
         token = int(chooser(mending.of(row, writing.logits), row))

@@ -14,6 +14,7 @@ from tokenmill.methods.choose.cntp import cntp as cntp
 from tokenmill.methods.choose.contrastive import contrastive as contrastive
 from tokenmill.methods.choose.greedy import greedy as greedy
 from tokenmill.methods.choose.icn import icn as icn
+from tokenmill.methods.choose.latent_seek import latent_seek as latent_seek
 from tokenmill.methods.choose.min_p import min_p as min_p
 from tokenmill.methods.choose.r2r import r2r as r2r
 from tokenmill.methods.choose.temperature import temperature as temperature

@@ -71,24 +71,24 @@ def layers(config: Any, *, model: str = "", layers: int | None = None) -> tuple[
     return () if model else ((layers or max(1, round(config.num_hidden_layers * 2 / 3))) - 1,)
 
 
-def _asked(parts: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the router says at each place (B, T), and where the two models' tokens differ (B, T)."""
+def places(parts: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What the router says (B, T), where the two models' tokens differ (B, T), and the small one's logits (B, T, V)."""
     state, large = (batch.norm(*batch.states.values()), batch.logits) if batch.states else (batch.hidden, batch.second)
     with torch.no_grad():
         small = batch.head(state)  # (B, T, V)
         token = small.argmax(-1)
     kind = parts.out.weight.dtype
-    return parts(state.to(kind), small, batch.embed(token).to(kind)), token != large.argmax(-1)
+    return parts(state.to(kind), small, batch.embed(token).to(kind)), token != large.argmax(-1), small
 
 
 def objective(parts: Any, batch: Batch) -> Tensor:
-    said, differs = _asked(parts, batch)
+    said, differs, _ = places(parts, batch)
     weight = (~differs).sum() / differs.sum().clamp(min=1)  # both kinds of places count alike
     return binary_cross_entropy_with_logits(said, differs.to(said), pos_weight=weight.clamp(min=1e-2).to(said))
 
 
 def figure(parts: Any, batch: Batch) -> dict[str, float]:
-    said, differs = _asked(parts, batch)
+    said, differs, _ = places(parts, batch)
     asks = said >= 0
     return {
         "of the places, where the two models differ": float(differs.float().mean()),
