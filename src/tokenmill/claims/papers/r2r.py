@@ -101,15 +101,16 @@ def _written(lab: Lab, mine: Method) -> None:
     """Text that is generated, for the report: how often the large model was asked, and how likely it holds the text."""
     nats: dict[float, list[float]] = defaultdict(list)
     asked: dict[float, list[float]] = defaultdict(list)
+    new = NEW // 4 if lab.quick else NEW
     for seed in lab.seeds:
         lab.tick(f"writing, seed {seed}")
         prompt = lab.reader.ids(random.Random(f"openings/{seed}").choice(paragraphs()))[:32]
         for threshold in (0.0, 0.5, 1.0):
-            out = generate(lab.model, None, [prompt], mine(threshold=threshold), max_new_tokens=NEW, ignore_eos=True)[0]
-            logits = Session(lab.model).read([prompt + out.ids], last=NEW + 1)[0, :-1].float()
+            out = generate(lab.model, None, [prompt], mine(threshold=threshold), max_new_tokens=new, ignore_eos=True)[0]
+            logits = Session(lab.model).read([prompt + out.ids], last=new + 1)[0, :-1].float()
             lost = torch.nn.functional.cross_entropy(logits, torch.tensor(out.ids, device=logits.device))
             nats[threshold].append(float(lost))
-            asked[threshold].append(out.stats.asked / NEW)
+            asked[threshold].append(out.stats.asked / new)
     for threshold in nats:
         name = f"r2r(layers={LAYERS}, threshold={threshold})"
         lab.note(name, "nats a token of what is written, under the large model", nats[threshold])
