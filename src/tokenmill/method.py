@@ -44,12 +44,13 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "recursions": (1, math.inf, False, "times that the shared layers run at most"),
     "scale": (0.0, math.inf, True, "what a router's weight is multiplied by"),
     "target": (0.0, 1.0, False, "share of the tokens that the middlemost layers should run"),
-    "rate": (0.0, math.inf, False, "how fast a controller moves its coefficients, a step"),
+    "rate": (0.0, math.inf, False, "how fast coefficients or states are moved, a step"),
+    "enough": (-math.inf, math.inf, False, "reward above which an answer is good enough"),
     "nodes": (1, math.inf, False, "nodes of a draft tree"),
     "share": (0.0, 1.0, True, "share of the tokens, or of the probability, that the method acts on"),
     "recent": (0.0, 1.0, False, "share of the tokens kept that goes to the newest ones, whatever their score"),
     "anchors": (1, math.inf, False, "shared tokens a new token is built of"),
-    "steps": (1, math.inf, False, "rounds of questions at most"),
+    "steps": (1, math.inf, False, "rounds, of questions or of changes, at most"),
     "runs": (1, math.inf, False, "independent repetitions that are averaged"),
     "top": (1, math.inf, False, "how many of the likeliest tokens count"),
     "rationale": (1, math.inf, False, "tokens that are left in place when an explanation is tested"),
@@ -77,7 +78,7 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "answers": (1, math.inf, False, "answers that are asked for, one after the other"),
     "epsilon": (0.0, 1.0, True, "probability that is plausible enough whatever the entropy"),
     "delta": (0.0, math.inf, True, "probability that is plausible, relative to exp(-entropy)"),
-    "threshold": (0.0, 1.0, False, "confidence from which on no more layers are run"),
+    "threshold": (0.0, 1.0, False, "confidence, or probability, from which on the method acts"),
     "stride": (1, math.inf, False, "layers from one question to the next"),
     "decay": (0.0, math.inf, False, "how fast the threshold falls while generating: 0 = not at all"),
     "length": (1, math.inf, False, "tokens at most, or generated tokens over which a schedule runs"),
@@ -86,7 +87,7 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
 }
 
 # Knobs that say the same thing twice.
-CONTRADICTIONS = (("budget", "slots"),)
+CONTRADICTIONS = (("budget", "slots"), ("layers", "model"))
 
 # Every score can be asked to keep its top share, so every score takes these too.
 SPENDING: dict[str, Any] = {"budget": None, "slots": None}
@@ -99,11 +100,13 @@ NEEDS = {
     "queries": "the newest queries: as many as the knob `window` says (None: all of the pass)",
     "all_queries": "every query of the pass, at every pass",
     "rotary": "rotary positions (refused on models with learned ones)",
+    "larger": "a larger model that is asked for some of the tokens",
     "cost": "what a pass costs by width on this machine, measured once",
     "drafter": "a second model, or part of the first, that reads what is drafted",
     "hidden": "the model's final hidden states of what was verified, or read",
     "siblings": "several tokens that may come next, read in one pass",
     "chooses": "tokens are chosen one by one, so temperature and warpers of logits apply",
+    "reward": "what a text is worth: the caller says, or the model by its probability",
     "draws": "tokens are drawn, at temperature 1 if nothing else is said",
     "tokenizer": "the model's tokenizer: what comes out depends on how tokens are spelled",
 }
@@ -414,6 +417,17 @@ def _refuse_searches(seen: dict[str, Method]) -> None:
             "choice to warp; leave one out"
         )
     skip = seen.get("skip")
+    if search and "larger" in search.card.needs:
+        for other, reason in (
+            (skip, "gives each token a depth of its own, and so does a smaller model"),
+            (seen.get("merge"), "stores two layers as one, and a model's first layers may be an odd number"),
+            (keep if keep and keep.card.acts == "walk" else None, "chooses its tokens anew in every layer"),
+        ):
+            if other:
+                raise RecipeError(
+                    f"{other!r} + {search!r}: {search.name} moves between two models' caches, and {other.name} "
+                    f"{reason}; use one of them"
+                )
     if search and skip and "siblings" in search.card.needs:
         raise RecipeError(
             f"{skip!r} + {search!r}: {search.name} reads several next tokens in one pass of one depth, and {skip.name} "

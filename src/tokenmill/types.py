@@ -255,6 +255,12 @@ class Writing(Protocol):
     generator: torch.Generator  # what the text draws with
     ends: frozenset[int]  # tokens that end a text
     room: int  # tokens that may come at most
+    reward: Callable[[list[int]], float] | None  # what the caller holds new tokens worth, the more the better
+
+    @property
+    def state(self) -> Tensor:
+        """The final hidden state behind each row (N, E), until another model is asked."""
+        ...
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(N, V) logits to what is drawn from (N, V), after temperature and warpers."""
@@ -266,6 +272,14 @@ class Writing(Protocol):
 
     def read(self, tokens: Sequence[int]) -> None:
         """Go on with one token a row."""
+        ...
+
+    def follow(self, tokens: Sequence[int]) -> Tensor:
+        """Go on with several tokens of the one row, in one pass: the logits after each (Q, V)."""
+        ...
+
+    def head(self, states: Tensor) -> Tensor:
+        """(..., E) -> (..., V) by the model's own head; gradients flow to the states alone."""
         ...
 
     def rows(self, index: Sequence[int]) -> None:
@@ -367,6 +381,15 @@ class Batch:
         """(...) -> (..., E): the frozen model's input embeddings."""
         return self.frozen.embed(ids)  # type: ignore[union-attr]
 
+    def norm(self, state: Tensor) -> Tensor:
+        """(..., E) -> (..., E): the frozen model's final norm of a state from the middle; no gradients."""
+        return self.frozen.norm(state)  # type: ignore[union-attr]
+
+    @cached_property
+    def second(self) -> Tensor:
+        """(B, T, V): what the model says that the method names beside the frozen one."""
+        return self.frozen.second  # type: ignore[union-attr, return-value]
+
 
 @dataclass(frozen=True)
 class Frozen:
@@ -375,6 +398,8 @@ class Frozen:
     hidden: Tensor  # (B, T, E)
     head: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
+    norm: Callable[[Tensor], Tensor]
+    second: Tensor | None = None  # (B, T, V)
 
 
 @dataclass(frozen=True)

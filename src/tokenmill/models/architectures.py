@@ -19,6 +19,9 @@ from tokenmill.errors import ModelError
 TESTED = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2")
 
 
+CAP = "final_logit_softcapping"
+
+
 @dataclass(frozen=True)
 class HalfRotary:
     """Rotary embedding that pairs dimension i with i + r/2 of the first r (Llama and most others)."""
@@ -73,6 +76,18 @@ def decoder_of(model: Any) -> Decoder:
     raise ModelError(
         f"the engine does not know how a '{kind}' model is built; it knows {', '.join(TESTED)} and models like them"
     )
+
+
+def head_of(model: Any) -> Callable[[Tensor], Tensor]:
+    """The model's own head, final states (..., E) -> logits (..., V); gradients flow to the states alone."""
+    output, cap = model.get_output_embeddings(), getattr(model.config.get_text_config(decoder=True), CAP, None)
+    weight, bias = output.weight.detach(), getattr(output, "bias", None)  # packed weights are unpacked here, once
+
+    def head(states: Tensor) -> Tensor:
+        logits = nn.functional.linear(states.to(weight.dtype), weight, None if bias is None else bias.detach())
+        return logits if not cap else cap * torch.tanh(logits / cap)
+
+    return head
 
 
 def _llama_like(model: Any, base: Any, config: Any, kind: str) -> Decoder:

@@ -189,7 +189,8 @@ class MillCache(Cache):
     def shifted(self) -> None:
         """After renumbering: how far the positions of each layer now lie below those in the text."""
         if self.seen is not None:
-            self.shift = [self.seen - store.lanes.count()[:, 0] for store in self.stores]
+            held = [store.lanes.count()[:, 0] if store.lanes.rows else self.seen for store in self.stores]
+            self.shift = [self.seen - count for count in held]  # layers that never run hold nothing and shift nothing
 
     def renumbered(self, layer: int, rotary: Rotary | None, before: Tensor) -> None:
         """Give the kept tokens of a layer in-cache positions: slot 0, 1, 2 … `before` (B, K, n): what they were."""

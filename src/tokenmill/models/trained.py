@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tokenmill.errors import ModelError, SpecError, StoreError
 from tokenmill.method import Method
 from tokenmill.models.default import cache_folder
+from tokenmill.types import Learned
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 SAMPLE = 4096  # numbers a tensor that a model's digest looks at
@@ -135,6 +136,11 @@ def trained(method: Method, model: Any = None, *, name: str = "MODEL") -> nn.Mod
         weight = next(model.parameters())
         parts = parts.to(weight.device, weight.dtype)
     return parts.eval().requires_grad_(False)
+
+
+def learned(method: Method, model: Any) -> Learned:
+    """The trained part of a method that runs, and what of the model it reads and writes by."""
+    return Learned(trained(method, model), model.get_output_embeddings(), model.get_input_embeddings())
 
 
 def _found(method: Method, model: Any, name: str) -> Path:

@@ -84,13 +84,19 @@ def engaged(source: Method, session: Session, prompt: list[int], tokenizer: Any,
     if "layers" in source.knobs:
         yield Drafter(_shallow(session, source), len(prompt))
         return
-    model = assistant if assistant is not None else _second(source.knobs["model"])[0]
-    _same_vocabulary(session.model, model, tokenizer, source)
+    model = second_model(source, session.model, tokenizer, assistant)
     own = Session(model)
     if model is session.model:  # under the engine already
         own._engine = session._engine
     with own.engaged():
         yield Drafter(own, 0)
+
+
+def second_model(method: Method, model: Any, tokenizer: Any, assistant: Any = None) -> Any:
+    """The model that `method` names beside `model`: `assistant`, or the one its knob `model` says."""
+    found, theirs = (assistant, None) if assistant is not None else _second(method.knobs["model"])
+    _same_vocabulary(model, found, tokenizer, theirs, method)
+    return found
 
 
 def _shallow(session: Session, source: Method) -> Session:
@@ -119,17 +125,15 @@ def _second(name: str) -> tuple[Any, Any]:
     return load(name)
 
 
-def _same_vocabulary(model: Any, other: Any, tokenizer: Any, source: Method) -> None:
+def _same_vocabulary(model: Any, other: Any, tokenizer: Any, theirs: Any, source: Method) -> None:
     sizes = [m.get_input_embeddings().weight.shape[0] for m in (model, other)]
     if sizes[0] != sizes[1]:
         raise ModelError(
-            f"{source!r} drafts with a vocabulary of {sizes[1]} tokens and the model has {sizes[0]}; "
-            "a draft model must share the model's tokenizer"
+            f"{source!r} names a model with a vocabulary of {sizes[1]} tokens and the model has {sizes[0]}; "
+            "the two must share a tokenizer"
         )
-    name = source.knobs.get("model")
-    theirs = _second(name)[1] if name else None
     if tokenizer is not None and theirs is not None and tokenizer.get_vocab() != theirs.get_vocab():
         raise ModelError(
-            f"{source!r} has another tokenizer than the model, so its tokens mean other text; "
-            "a draft model must share the model's tokenizer"
+            f"{source!r} names a model with another tokenizer, whose tokens mean other text; "
+            "the two must share a tokenizer"
         )

@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
 from tokenmill.method import Method, parse
+from tokenmill.models.architectures import decoder_of, head_of
 from tokenmill.models.default import cache_folder
 from tokenmill.models.trained import about, build, digest, place, save, shaping, source
 from tokenmill.run.corpus import Corpus, corpus
+from tokenmill.run.drafter import second_model
 from tokenmill.types import Batch, Frozen
 
 DEFAULTS: dict[str, Any] = {"steps": 400, "lr": 1e-3, "rows": 8, "length": 128}
@@ -66,6 +68,7 @@ def fit(
     own: int = 0,
     resume: bool = False,
     device: str = "cpu",
+    assistant: Any = None,
     console: Console | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Fitted:
@@ -73,7 +76,8 @@ def fit(
 
     `model` is the frozen model under a part, `name` what the user calls it; a method that is a model of its own takes
     none. `minutes` chooses the number of steps by timing a few first. `own` trains on that many tokens that the model
-    itself writes, instead of on the text. Raises SpecError for a method without a learned part, StoreError for a folder
+    itself writes, instead of on the text. `assistant` is the model that the knob `model` names, if it is loaded
+    already. Raises SpecError for a method without a learned part, StoreError for a folder
     with an unfinished run, ModelError when the loss breaks.
     """
     chosen = parse(method) if isinstance(method, str) else method
@@ -102,13 +106,14 @@ def fit(
     saved = _checkpoint(work, resume)
     if own:
         data = _own(model, tokenizer, data, own, seed)
+    second = second_model(chosen, model, tokenizer, assistant) if chosen.knobs.get("model") else None
 
-    with _seeded(seed), _at_rest(model):
+    with _seeded(seed), _at_rest(model), _at_rest(second):
         parts = build(chosen, model).to(device).train()
         done = about(path)["plan"] if saved is None and resume and path.is_file() else None
         before = saved["plan"] if saved is not None else done
         if minutes is not None and before is None:
-            steps = _affordable(chosen, model, parts, data, rows, length, minutes)
+            steps = _affordable(chosen, model, parts, data, rows, length, minutes, second)
         plan = {
             "spec": repr(chosen), "knobs": {k: repr(v) for k, v in shaping(chosen).items()}, "base": digest(model),
             "text": data.digest, "seed": seed, "lr": lr, "rows": rows, "length": length, "own": own,
@@ -143,7 +148,7 @@ def fit(
                 torch.manual_seed(seed * 1_000_003 + step)
                 rate = lr * schedule(step, steps)
                 ids = data.batch(rows, length, seed, step).to(device)
-                value = update(optimizer, file.objective(parts, read(model, chosen, ids, step / steps)), rate)
+                value = update(optimizer, file.objective(parts, read(model, chosen, ids, step / steps, second)), rate)
                 if not math.isfinite(value):
                     raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g})")
                 history.append({"step": step, "loss": value, "lr": rate})
@@ -155,7 +160,7 @@ def fit(
                     keep()
                     last = now
         seconds += time.perf_counter() - began
-        held_out = judge(chosen, parts, model, data, length)
+        held_out = judge(chosen, parts, model, data, length, second)
     told = {"model": name, "plan": plan, "seed": seed, "steps": steps, "held_out": held_out}
     save(path, parts, chosen, model, told)
     _log(path.with_suffix(".json"), {
@@ -189,8 +194,8 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> float
     return float(loss.detach())
 
 
-def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0) -> Batch:
-    """What the frozen model says about a batch; without a model, the ids alone."""
+def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0, second: Any = None) -> Batch:
+    """What the frozen model says about a batch, and a second one; without a model, the ids alone."""
     if model is None:
         return Batch(ids, progress)
     asked = getattr(source(method), "layers", None)
@@ -201,48 +206,48 @@ def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0) -> Batc
         raise SpecError(f"{method.name} asks for the state after layer {wrong[0]}; there is 0 to {last - 1}")
     with torch.no_grad():
         told = model.base_model(input_ids=ids, use_cache=False, output_hidden_states=bool(wanted))
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def head(hidden: Tensor) -> Tensor:
-        output = model.get_output_embeddings()
-        bias = getattr(output, "bias", None)
-        logits = nn.functional.linear(
-            hidden.to(output.weight.dtype), output.weight.detach(), None if bias is None else bias.detach()
-        )
-        return logits if not cap else cap * torch.tanh(logits / cap)
+        other = None if second is None else second(input_ids=ids.to(second.device)).logits.to(ids.device)
 
     def embed(ids: Tensor) -> Tensor:
         with torch.no_grad():
             return model.get_input_embeddings()(ids)
 
     states = {layer: told.hidden_states[layer + 1] for layer in wanted}
-    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head, embed))
+
+    def norm(state: Tensor) -> Tensor:
+        with torch.no_grad():
+            return decoder_of(model).final_norm(state)
+
+    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head_of(model), embed, norm, other))
 
 
 @torch.no_grad()
-def judge(method: Method, parts: nn.Module, model: Any, data: Corpus, length: int) -> dict[str, float]:
+def judge(
+    method: Method, parts: nn.Module, model: Any, data: Corpus, length: int, second: Any = None
+) -> dict[str, float]:
     """The method's figure on held-out text: means over batches."""
     was = parts.training
     parts.eval()
     device = next(parts.parameters()).device
     columns: dict[str, list[float]] = {}
     for ids in data.judged(HELD_OUT_ROWS, length).split(8):
-        for what, value in source(method).figure(parts, read(model, method, ids.to(device))).items():
+        for what, value in source(method).figure(parts, read(model, method, ids.to(device), second=second)).items():
             columns.setdefault(what, []).append(float(value))
     parts.train(was)
     return {what: sum(values) / len(values) for what, values in columns.items()}
 
 
 def _affordable(
-    method: Method, model: Any, parts: nn.Module, data: Corpus, rows: int, length: int, minutes: float
-) -> int:
+    method: Method, model: Any, parts: nn.Module, data: Corpus, rows: int, length: int, minutes: float,
+    second: Any = None,
+) -> int:  # fmt: skip
     """Steps that fit into the minutes, by the speed of a few on a copy; the first, which warms up, is not counted."""
     tried = copy.deepcopy(parts)
     device = next(parts.parameters()).device
     took = []
     for step in range(4):
         began = time.perf_counter()
-        batch = read(model, method, data.batch(rows, length, 0, step).to(device), 0.0)
+        batch = read(model, method, data.batch(rows, length, 0, step).to(device), 0.0, second)
         source(method).objective(tried, batch).backward()
         took.append(time.perf_counter() - began)
     return max(1, int(minutes * 60 / (1.1 * sorted(took[1:])[1])))  # a tenth for the optimizer and checkpoints

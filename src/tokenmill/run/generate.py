@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,11 +14,14 @@ from torch import Tensor
 from tokenmill.errors import InputError
 from tokenmill.method import Method, Recipe, grown
 from tokenmill.method import recipe as as_recipe
+from tokenmill.models.trained import learned
 from tokenmill.run.choose import Chooser
 from tokenmill.run.cost import cost_of
+from tokenmill.run.larger import Larger, beside, larger_model, writing_part
 from tokenmill.run.session import Session, Stats
 from tokenmill.run.speculate import speculate
 from tokenmill.run.writing import Mending, Text
+from tokenmill.types import Learned
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,15 @@ def generate(
     assistant: Any = None,
     memory: dict[str, Any] | None = None,
     on_text: Callable[[int, str], None] | None = None,
+    reward: Callable[[int, list[int]], float] | None = None,
 ) -> list[Output]:
     """Continue each prompt (text, or ids) by up to `max_new_tokens` tokens.
 
-    Prompts of different length run in one batch, and each comes out as it would alone. `chunk` reads prompts in
-    pieces; `on_text(row, text)` is called as text grows; text ends before the first of `stop`. `assistant` is a loaded
-    model of the same vocabulary for a recipe with draft_model. `memory`, a dict to begin with empty, carries what a
-    draft method learned from these prompts to the next call; it changes how fast text comes, never which.
+    Prompts of different length run in one batch, and each comes out as it would alone. `chunk` reads prompts in pieces;
+    `on_text(row, text)` is called as text grows; text ends before the first of `stop`. `assistant` is a loaded model of
+    the same vocabulary: what draft_model drafts with, or the large one that r2r names. `memory`, a dict to begin with
+    empty, carries what a draft method learned from these prompts to the next call; it changes how fast text comes,
+    never which. `reward(row, ids)` is what new tokens are worth, the higher the better, for latent_seek.
 
     Raises InputError for prompts that are empty or do not fit the model's context, RecipeError for a recipe that
     cannot run, ModelError for logits that are not finite.
@@ -71,6 +77,8 @@ def generate(
     ends = frozenset() if ignore_eos else _ends(model, tokenizer)
     chooser = Chooser.of(wanted, temperature, top_p, seed, len(rows))
     draft, rule, search, heal = map(wanted.get, ("draft", "rule", "search", "heal"))
+    if reward is not None and (search is None or "reward" not in search.card.needs):
+        raise InputError("reward is for a recipe that seeks texts worth more, such as latent_seek; leave it out")
     mending = Mending(heal, tokenizer, rows) if heal is not None else None
     fed = rows if mending is None else mending.rows
     writer = _Writer(tokenizer, len(rows), ends, stop, max_new_tokens, on_text, mending)
@@ -85,9 +93,14 @@ def generate(
         return [_output(writer, row, ids, stats, [layer[row] for layer in kept]) for row, ids in enumerate(fed)]
     memory = {} if memory is None else memory
     cost = cost_of(model) if draft is not None and "cost" in grown(draft).card.needs else None
+    writes, large = without, None
+    if search is not None and "larger" in search.card.needs:
+        writes, large = writing_part(search, model, without), larger_model(search, model, tokenizer, assistant)
+        _refuse_too_long(large, wanted, rows, max_new_tokens)
+    taught = [learned(search, model)] if search is not None and search.card.trains else []
     out = []
     for row, ids in enumerate(fed):
-        session = Session(model, without)
+        session = Session(model, writes)
         began = time.perf_counter()
         with ExitStack() as stack:
             stack.enter_context(session.engaged())
@@ -96,16 +109,17 @@ def generate(
                     session, ids, draft, chooser,
                     row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant, memory=memory,
                 )  # fmt: skip
-                stack.enter_context(closing(steps))
             else:
                 assert search is not None
-                steps = _searched(search, session, ids, chooser, writer, row, chunk)
+                ask = partial(beside, large, without, session) if large is not None else None
+                steps = _searched(search, session, ids, chooser, writer, row, chunk, taught, ask, reward)
+            stack.enter_context(closing(steps))
             for tokens in steps:
                 if writer.add(row, tokens):
                     break
             writer.close(row)
         stats = _timed(session, writer, time.perf_counter() - began, row)
-        out.append(_output(writer, row, ids, stats, [layer[0] for layer in session.kept()]))
+        out.append(_output(writer, row, ids, stats, [layer[0] if layer else [] for layer in session.kept()]))
     return out
 
 
@@ -120,19 +134,25 @@ def _plain(session: Session, rows: list[list[int]], chooser: Chooser, writer: _W
 
 
 def _searched(
-    search: Method, session: Session, ids: list[int], chooser: Chooser, writer: _Writer, row: int, chunk: int | None
-) -> Generator[list[int]]:
-    """Tokens of one row as a search method finds them, after the prompt's end was mended."""
+    search: Method, session: Session, ids: list[int], chooser: Chooser, writer: _Writer, row: int, chunk: int | None,
+    taught: list[Learned], ask: Callable[[list[int]], AbstractContextManager[Larger]] | None,
+    reward: Callable[[int, list[int]], float] | None,
+) -> Generator[list[int]]:  # fmt: skip
+    """Tokens of one row as a search method finds them, after the prompt's end was mended.
+
+    `ask` makes the larger model of a method that asks one, for a text that was read.
+    """
     if "tokenizer" in search.card.needs and writer.tokenizer is None:
         raise InputError(f"{search.name} needs to know how tokens are spelled, and there is no tokenizer")
-    writing = Text(session, ids, chooser, row, writer.tokenizer, writer.ends, writer.limit, chunk)
+    writing = Text(session, ids, chooser, row, writer.tokenizer, writer.ends, writer.limit, chunk, reward)
     mending = writer.mending
     while mending is not None and mending.rest[row]:
         token = int(chooser(mending.of(row, writing.logits), row))
         yield [token]
         writing.go_on(token)
     writing.room = writer.left(row)
-    yield from search(writing)
+    with nullcontext() if ask is None else ask([*ids, *writer.ids[row]]) as larger:
+        yield from search(writing, *taught, *([] if larger is None else [larger]))
 
 
 class _Writer:

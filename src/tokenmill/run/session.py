@@ -49,6 +49,7 @@ class Stats:
     drafted_by_depth: list[int] = field(default_factory=list)  # passes that drafted so deep; the first level first
     accepted_by_depth: list[int] = field(default_factory=list)  # passes that accepted so deep
     draft_bytes: int = 0  # what drafting holds besides the model's own cache
+    asked: int = 0  # tokens that a larger model gave; `forward_calls` are those of the one that writes
 
 
 def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
@@ -68,6 +69,7 @@ class Session:
     def __init__(self, model: Any, recipe: str | Method | Recipe | None = None):
         self.model, self.recipe = model, as_recipe(recipe)
         self.cache: MillCache | None = None
+        self.beside: Session | None = None  # of another model at the same text: what it holds and runs counts too
         self._stats = Stats()
         self._engine: Engine | None = None
 
@@ -209,11 +211,12 @@ class Session:
         held = self.cache
         if held is None:
             return replace(self._stats)
+        also = Stats() if self.beside is None else self.beside.stats
         return replace(
             self._stats,
-            cache_bytes=held.nbytes,
-            peak_cache_bytes=max(held.peak, held.nbytes),
-            token_layers=held.token_layers,
+            cache_bytes=held.nbytes + also.cache_bytes,
+            peak_cache_bytes=max(held.peak, held.nbytes) + also.peak_cache_bytes,
+            token_layers=held.token_layers + also.token_layers,
             exit_heads=held.heads,
         )
 

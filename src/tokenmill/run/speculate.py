@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenmill.method import Method, get, grown
-from tokenmill.models.trained import trained
+from tokenmill.models.trained import learned
 from tokenmill.ops.trees import ancestors, chain, depths
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session
-from tokenmill.types import Draft, Growth, Learned, Said, Verified
+from tokenmill.types import Draft, Growth, Said, Verified
 
 # Newest prompt tokens whose logits a drafter is shown: the head over a whole long prompt costs more than it gives.
 SHOWN = 256
@@ -123,7 +123,7 @@ class Proposer:
         self.source = self.draft.knobs.get("source")
         self.given: list[Any] = [*drafters]  # what the source is handed besides text and state
         if self.source is not None and self.source.card.trains:
-            self.given.append(_learned(self.source, model))
+            self.given.append(learned(self.source, model))
         self.state: Any = None
         self.tree_state: Any = None
         self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)
@@ -154,11 +154,6 @@ class Proposer:
     def nbytes(self) -> int:
         """Bytes that drafting holds besides the model's own cache."""
         return _size((self.state, self.tree_state)) + sum(d.session.stats.cache_bytes for d in self.drafters)
-
-
-def _learned(source: Method, model: Any) -> Learned:
-    embed = model.get_input_embeddings()
-    return Learned(trained(source, model), model.get_output_embeddings(), embed)
 
 
 def _carried(source: Method, state: Any) -> Any:

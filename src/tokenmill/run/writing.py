@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tokenmill.errors import InputError
 from tokenmill.method import Method
+from tokenmill.models.architectures import head_of
 from tokenmill.ops.spelling import spelling
 from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session
@@ -22,9 +24,11 @@ class Text:
     def __init__(
         self, session: Session, prompt: Sequence[int], chooser: Chooser, row: int, tokenizer: Any,
         ends: frozenset[int], room: int, chunk: int | None = None,
+        reward: Callable[[int, list[int]], float] | None = None,
     ):  # fmt: skip
         self.session, self.chooser, self.row, self.tokenizer = session, chooser, row, tokenizer
         self.ends, self.room, self.generator = ends, room, chooser.generator(row)
+        self.reward = None if reward is None else partial(_worth, reward, row)
         pieces, hidden = torch.tensor([list(prompt)]).split(chunk or len(prompt), 1), []
         for piece in pieces:
             self.logits = session.read(piece)  # (1, V)
@@ -34,6 +38,10 @@ class Text:
         config = session.model.config.get_text_config(decoder=True)
         self._limit = getattr(config, "max_position_embeddings", None) or math.inf
         self._chat = bool(set(prompt) & set(getattr(tokenizer, "all_special_ids", ())))
+
+    @property
+    def state(self) -> Tensor:
+        return self.session.hidden()[:, -1]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return self.chooser.probabilities(logits)
@@ -48,6 +56,15 @@ class Text:
         """Read a token before the search begins: its state is among those of the text."""
         self.read([token])
         self.hidden = torch.cat([self.hidden, self.session.hidden()], 1)
+
+    def follow(self, tokens: Sequence[int]) -> Tensor:
+        logits = self.session.read(torch.tensor([list(tokens)]), all_logits=True)[0]
+        self.logits = logits[-1:]
+        return logits
+
+    @cached_property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        return head_of(self.session.model)
 
     def rows(self, index: Sequence[int]) -> None:
         if list(index) != list(range(len(self.logits))):
@@ -100,6 +117,13 @@ class Text:
     def spelled(self, texts: Sequence[str]) -> frozenset[int]:
         known = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
         return frozenset(ids[0] for ids in known if len(ids) == 1)
+
+
+def _worth(reward: Callable[[int, list[int]], float], row: int, ids: list[int]) -> float:
+    worth = float(reward(row, list(ids)))
+    if not math.isfinite(worth):
+        raise InputError(f"reward gave {worth} for row {row}; it must be a finite number, the higher the better")
+    return worth
 
 
 class Mending:

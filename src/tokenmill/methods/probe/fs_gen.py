@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tokenmill.method import method
 from tokenmill.ops.noise import at
+from tokenmill.ops.ranking import auc
 from tokenmill.types import Findings, Inquiry
 
 DEPTHS = (0.25, 0.5, 0.75, 0.9)
@@ -40,15 +41,6 @@ def fs_gen(ask: Inquiry, ids: Tensor, *, seed: int = 0) -> Findings:
         differs = logits.argmax(-1) != large
         p = logits.softmax(-1)
         entropy = -(p * p.clamp(min=1e-30).log()).sum(-1)
-        rows.append((name, float(differs.float().mean()), _auc(entropy, differs), _auc(draw, differs)))
+        rows.append((name, float(differs.float().mean()), auc(entropy, differs), auc(draw, differs)))
     figures = {f"rate, {name}": rate for name, rate, _, _ in rows} | {f"auc, {name}": auc for name, _, auc, _ in rows}
     return Findings(("small model", "rate", "auc", "random"), tuple(rows), figures)
-
-
-def _auc(score: Tensor, positive: Tensor) -> float:
-    """Mann-Whitney; half where there is nothing to tell apart."""
-    one, other = score[positive], score[~positive]
-    if not len(one) or not len(other):
-        return 0.5
-    above = (one[:, None] > other).float() + 0.5 * (one[:, None] == other).float()
-    return float(above.mean())

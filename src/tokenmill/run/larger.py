@@ -1,0 +1,65 @@
+"""A larger model beside the one that writes: its cache follows the text at a distance, and catches up when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenmill.errors import SpecError
+from tokenmill.method import Method, Recipe
+from tokenmill.models.architectures import decoder_of
+from tokenmill.models.cache import MillCache
+from tokenmill.run.drafter import second_model, shallow
+from tokenmill.run.session import Session
+
+
+class Larger:
+    """Asked with the tokens that came since the last time, it says what follows the text."""
+
+    def __init__(self, session: Session, writer: Session, text: Sequence[int]):
+        self.session, self.writer, self.missed = session, writer, list(text)
+        writer.beside = session
+
+    def __call__(self, new: Sequence[int]) -> Tensor:
+        """(1, V)."""
+        logits = self.session.read(torch.tensor([[*self.missed, *new]]))
+        self.missed = []
+        self.writer._stats.asked += 1
+        return logits
+
+
+def writing_part(method: Method, model: Any, recipe: Recipe) -> Recipe:
+    """The recipe under which a model's first layers write, if it is itself the larger one."""
+    if method.knobs["model"]:
+        return recipe
+    return recipe + Recipe((shallow(layers=first(method, len(decoder_of(model).layers))),))
+
+
+def first(method: Method, count: int) -> int:
+    """How many layers write."""
+    layers = method.knobs["layers"]
+    if layers is None:
+        return max(1, round(count * 2 / 3))
+    if layers >= count:
+        raise SpecError(f"{method!r}: layers must be fewer than the model's {count}")
+    return int(layers)
+
+
+def larger_model(method: Method, model: Any, tokenizer: Any, assistant: Any = None) -> Any:
+    """The one that is asked: the model that the method names, or all of the one that is given."""
+    return second_model(method, model, tokenizer, assistant) if method.knobs["model"] else model
+
+
+@contextmanager
+def beside(model: Any, recipe: Recipe, writer: Session, text: Sequence[int]) -> Iterator[Larger]:
+    """The larger model for a text that `writer` has read."""
+    own = Session(model, recipe)
+    if model is writer.model:  # under the engine already
+        own._engine = writer._engine
+        own.cache = MillCache(recipe, len(decoder_of(model).layers))
+    with own.engaged():
+        yield Larger(own, writer, text)
