@@ -135,7 +135,7 @@ def oracle(model: Duo, ids: Tensor, big: int) -> tuple[Tensor, Tensor]:
 
     One token after the other; all its routes at once, as a tree that branches at each feed-forward.
     """
-    tree = prefixes(len(model.blocks), big)
+    tree = [(parent.to(ids.device), choice.to(ids.device)) for parent, choice in prefixes(len(model.blocks), big)]
     rows = torch.arange(len(ids), device=ids.device)
     held: list[tuple[Tensor, Tensor]] = []  # keys and values (B, H, t, D) of each layer
     nats, routes = [], []
@@ -187,6 +187,7 @@ def objective(parts: Duo, batch: Batch) -> Tensor:
     alone = {n: p if n.startswith("routers.") else p.detach() for n, p in parts.named_parameters()}
     taken: list[Tensor] = []
     logits = functional_call(parts, alone, (some,), {"noisy": True, "taken": taken})
+    # Halved so that the log's loss does not jump where routers begin; Adam does not mind.
     return (loss + next_byte(logits, some) + (large(taken) - parts.big).square()) / 2
 
 
