@@ -12,8 +12,8 @@ every route of a token against the keys and values of the routes that earlier to
 tokens is not noticed.
 
 Differs: a small model over bytes. What is bypassed is the feed-forward: attention runs for every token. The authors
-gave no code; routers learn here from the next token through a straight-through estimate with Gumbel noise, on a part
-of the rows and in the second half of the training, with gradients for themselves alone.
+gave no code; routers learn here from the next token through a straight-through estimate, on half of the rows and in
+the second half of the training, with gradients for themselves alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, gumbel_softmax, one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from tokenmill.method import method
 from tokenmill.models.small import (
@@ -78,20 +78,21 @@ class Duo(Small):
         self.routers.apply(initialise)
 
     def forward(
-        self, ids: Tensor, routes: Tensor | None = None, noisy: bool = False, taken: list[Tensor] | None = None
+        self, ids: Tensor, routes: Tensor | None = None, learning: bool = False, taken: list[Tensor] | None = None
     ) -> Tensor:
-        """`routes` (L, B, T), else the routers'; `noisy`: they learn. `taken` gets what was taken, (B, T, 3)."""
+        """`routes` (L, B, T), else the routers'; `learning`: they learn. `taken` gets what was taken, (B, T, 3)."""
         x, positions = self.start(ids)
         for i, (block, router) in enumerate(zip(self.stack, self.routers, strict=True)):
             x = x + block.attention(block.norms[0](x), positions)
             inside = block.norms[1](x)
-            if noisy:
-                route = gumbel_softmax(router(inside), hard=True)
-            else:
-                route = duo_llm(router(inside)) if routes is None else routes[i]
-            x = x + block.feed_forward(inside, route)
+            route = duo_llm(scores := router(inside)) if routes is None else routes[i]
+            choice = one_hot(route, 3).to(x)
+            if learning:  # what is computed is the choice, what is learned is how likely it was
+                likely = scores.softmax(-1)
+                choice = choice + likely - likely.detach()
+            x = x + block.feed_forward(inside, choice if learning else route)
             if taken is not None:
-                taken.append(route if noisy else one_hot(route, 3).to(x))
+                taken.append(choice)
         return self.end(x)
 
     def cost(self, taken: list[Tensor]) -> float:
@@ -186,8 +187,8 @@ def objective(parts: Duo, batch: Batch) -> Tensor:
     some = batch.ids[: max(1, round(ROUTED_ROWS * len(batch.ids)))]
     alone = {n: p if n.startswith("routers.") else p.detach() for n, p in parts.named_parameters()}
     taken: list[Tensor] = []
-    logits = functional_call(parts, alone, (some,), {"noisy": True, "taken": taken})
-    # Halved so that the log's loss does not jump where routers begin; Adam does not mind.
+    logits = functional_call(parts, alone, (some,), {"learning": True, "taken": taken})
+    # Halved: the loss in the log does not jump where routers begin, and Adam does not mind.
     return (loss + next_byte(logits, some) + (large(taken) - parts.big).square()) / 2
 
 
