@@ -6,6 +6,8 @@ it is given their positions, and attends among them alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention, silu
@@ -14,14 +16,24 @@ HEAD = 32  # size of an attention head
 BYTES = 256
 
 
+class FeedForward(nn.Module):
+    def __init__(self, size: int, inner: int | None = None):
+        super().__init__()
+        inner = inner or 8 * size // 3
+        self.up, self.down = nn.Linear(size, 2 * inner, bias=False), nn.Linear(inner, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.up(x).chunk(2, -1)
+        return self.down(silu(one) * other)
+
+
 class Block(nn.Module):
     """x + gate * attention, then + gate * feed-forward. `sandwich`: norms after both as well, before the gate."""
 
-    def __init__(self, size: int, sandwich: bool = False, inner: int | None = None):
+    def __init__(self, size: int, sandwich: bool = False, feed_forward: Callable[[int], nn.Module] = FeedForward):
         super().__init__()
-        inner = inner or 8 * size // 3
         self.qkv, self.out = nn.Linear(size, 3 * size, bias=False), nn.Linear(size, size, bias=False)
-        self.up, self.down = nn.Linear(size, 2 * inner, bias=False), nn.Linear(inner, size, bias=False)
+        self.feed_forward = feed_forward(size)
         self.norms = nn.ModuleList(nn.RMSNorm(size, eps=1e-5) for _ in range(2))
         self.after = nn.ModuleList(nn.RMSNorm(size, eps=1e-5) if sandwich else nn.Identity() for _ in range(2))
 
@@ -34,18 +46,18 @@ class Block(nn.Module):
         x = x + weight * self.after[0](self.attention(self.norms[0](x), positions, real, gate))
         return x + weight * self.after[1](self.feed_forward(self.norms[1](x)))
 
-    def attention(self, x: Tensor, positions: Tensor, real: Tensor | None, gate: Tensor | None) -> Tensor:
-        q, k, v = (t.unflatten(-1, (-1, HEAD)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))  # (B, H, N, D)
-        q, k = turned(q, positions), turned(k, positions)
+    def attention(self, x: Tensor, positions: Tensor, real: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        q, k, v = self.heads(x, positions)
         if real is None and gate is None:
             seen = scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             seen = scaled_dot_product_attention(q, k, v, attn_mask=_bias(x, real, gate))
         return self.out(seen.transpose(1, 2).flatten(2))
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        one, other = self.up(x).chunk(2, -1)
-        return self.down(silu(one) * other)
+    def heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, N, D), turned."""
+        q, k, v = (t.unflatten(-1, (-1, HEAD)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        return turned(q, positions), turned(k, positions), v
 
 
 def _bias(x: Tensor, real: Tensor | None, gate: Tensor | None) -> Tensor:
@@ -79,13 +91,19 @@ def turned(x: Tensor, positions: Tensor) -> Tensor:
 class Small(nn.Module):
     """Embedding, blocks, norm; the head is the embedding. Methods run the blocks in their own order."""
 
-    def __init__(self, size: int, blocks: int, sandwich: bool = False):
+    def __init__(
+        self, size: int, blocks: int, sandwich: bool = False, feed_forward: Callable[[int], nn.Module] = FeedForward
+    ):
         super().__init__()
         self.embedding = nn.Embedding(BYTES, size)
-        self.blocks = nn.ModuleList(Block(size, sandwich) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(size, sandwich, feed_forward) for _ in range(blocks))
         self.norm_in = nn.RMSNorm(size, eps=1e-5) if sandwich else nn.Identity()
         self.norm = nn.RMSNorm(size, eps=1e-5)
         self.apply(initialise)
+
+    @property
+    def stack(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]  # for the type's sake: all are
 
     def start(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """ids (B, T) -> states (B, T, E) and positions (B, T)."""
@@ -121,8 +139,15 @@ def flops(size: int, tokens: float, context: float) -> float:
 
     `tokens` is the share of the text that runs the block, `context` the mean number of tokens that such a token sees.
     """
-    inner = 8 * size // 3
-    return tokens * (2 * (4 * size * size + 3 * size * inner) + 4 * context * size)
+    return tokens * (attention_flops(size, context) + feed_forward_flops(size))
+
+
+def attention_flops(size: int, context: float) -> float:
+    return 2 * 4 * size * size + 4 * context * size
+
+
+def feed_forward_flops(size: int, inner: int | None = None) -> float:
+    return 2 * 3 * size * (inner or 8 * size // 3)
 
 
 def head_flops(size: int) -> float:
