@@ -77,7 +77,7 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "answers": (1, math.inf, False, "answers that are asked for, one after the other"),
     "epsilon": (0.0, 1.0, True, "probability that is plausible enough whatever the entropy"),
     "delta": (0.0, math.inf, True, "probability that is plausible, relative to exp(-entropy)"),
-    "threshold": (0.0, 1.0, False, "confidence from which on no more layers are run"),
+    "threshold": (0.0, 1.0, False, "confidence that is enough"),
     "stride": (1, math.inf, False, "layers from one question to the next"),
     "decay": (0.0, math.inf, False, "how fast the threshold falls while generating: 0 = not at all"),
     "length": (1, math.inf, False, "tokens at most, or generated tokens over which a schedule runs"),

@@ -367,6 +367,10 @@ class Batch:
         """(...) -> (..., E): the frozen model's input embeddings."""
         return self.frozen.embed(ids)  # type: ignore[union-attr]
 
+    def read(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, E): the last state, after the final norm, of another text. One more pass of the model."""
+        return self.frozen.read(ids)  # type: ignore[union-attr]
+
 
 @dataclass(frozen=True)
 class Frozen:
@@ -375,6 +379,7 @@ class Frozen:
     hidden: Tensor  # (B, T, E)
     head: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
+    read: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

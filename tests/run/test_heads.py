@@ -5,12 +5,16 @@ import torch
 
 from tiny import ids, tiny
 from tokenmill.errors import ModelError
+from tokenmill.method import get
+from tokenmill.methods.draft import judge
 from tokenmill.methods.draft.clover import Regressive
+from tokenmill.methods.draft.judge import Verdict
 from tokenmill.methods.draft.medusa import Heads
 from tokenmill.models import weights
 from tokenmill.run.corpus import Corpus
 from tokenmill.run.fit import fit
 from tokenmill.run.generate import generate
+from tokenmill.types import Draft, Learned, Said
 
 SPECS = ("medusa", "clover(heads=4)")
 
@@ -20,6 +24,14 @@ def data(monkeypatch, tmp_path):
     monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
     draw = torch.Generator().manual_seed(0)
     return Corpus(torch.randint(3, 97, (3000,), generator=draw), torch.randint(3, 97, (800,), generator=draw))
+
+
+@pytest.fixture
+def walk(data):
+    """Text that a head can learn: each token is the one before plus one, mostly."""
+    draw = torch.Generator().manual_seed(0)
+    text = 3 + torch.where(torch.rand(4000, generator=draw) < 0.9, 1, 7).cumsum(0) % 12
+    return Corpus(text[:3000], text[3000:])
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -68,3 +80,76 @@ def test_clover_goes_on_as_its_formula_says():
             cosine = q[row, at] @ k[row, at] / q[row, at].norm() / k[row, at].norm()
             want[row, at] += v[row, at] * cosine
     torch.testing.assert_close(net.go_on(state, embedding), want)
+
+
+def _verdict(size, bias):
+    parts = Verdict(size)
+    torch.nn.init.constant_(parts.linear.bias, bias)
+    return Learned(parts, None, None)
+
+
+def _offered(seed, nodes=9, vocabulary=7):
+    """A random tree of different siblings, what a model might say about it, and its states."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens, parents = [], []
+    while len(tokens) < nodes:
+        token, parent = (
+            int(torch.randint(low, high, (1,), generator=draw))
+            for low, high in ((0, vocabulary), (-1, len(tokens) or 0))
+        )
+        if (token, parent) not in zip(tokens, parents, strict=True):
+            tokens.append(token)
+            parents.append(parent)
+    logits = torch.randn(nodes + 1, vocabulary, generator=draw)
+    hidden = torch.randn(nodes + 1, 5, generator=draw)
+
+    def said(generator):
+        return Said(lambda row: logits[row].softmax(-1), logits.argmax(-1).tolist(), generator, logits, hidden)
+
+    return Draft(torch.tensor(tokens), torch.tensor(parents)), said
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_judge_that_passes_nothing_is_the_exact_rule(seed):
+    draft, said = _offered(seed)
+    never = _verdict(5, -99.0)
+    assert judge(draft, said(None), never) == get("exact")(draft, said(None))
+    one, other = (torch.Generator().manual_seed(seed) for _ in range(2))
+    assert judge(draft, said(one), never) == get("exact")(draft, said(other))
+
+
+def test_a_judge_passes_what_it_is_surest_of_where_the_model_says_something_else():
+    draft = Draft(torch.tensor([1, 2, 3, 4]), torch.tensor([-1, -1, 1, 2]))
+    logits = torch.eye(6)[[0, 5, 5, 4, 0]]  # after the root 0, after node 2 its child, else nothing that was drafted
+    said = Said(
+        lambda row: logits[row], logits.argmax(-1).tolist(), None, logits, torch.tensor([[0.0], [1], [2], [3], [-9]])
+    )
+    parts = Verdict(1)
+    torch.nn.init.ones_(parts.linear.weight)
+    assert judge(draft, said, Learned(parts, None, None)) == ([1, 2, 3], 0)  # the last is the model's own
+    assert judge(threshold=0.9)(draft, said, Learned(parts, None, None)) == ([], 0)
+    assert judge(threshold=0.85)(draft, said, Learned(parts, None, None)) == ([1, 2, 3], 0)
+    nothing = Draft(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
+    assert judge(nothing, said, Learned(parts, None, None)) == ([], 0)
+
+
+def test_a_judge_is_trained_and_accepts_more_than_the_exact_rule(walk):
+    source = "first_layers(layers=1, nodes=4)"
+    model, prompts = tiny("llama"), [ids(1, 12)[0].tolist() * 3, ids(1, 7, 1)[0].tolist()]
+    with pytest.raises(ModelError, match="run: tokenmill train judge"):
+        generate(model, None, prompts, f"{source} + judge", max_new_tokens=4)
+    made = fit("judge", model, text=walk, steps=20, rows=4, length=32, lr=3e-2)
+    losses = [step["loss"] for step in made.history]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)  # it knows nothing yet
+    assert max(losses[-2:]) < losses[0] - 0.02
+    assert made.held_out["right tokens passed"] > made.held_out["mistakes passed"] + 0.2
+    assert not judge.card.lossless
+    plain = generate(model, None, prompts, max_new_tokens=24, ignore_eos=True)
+    same = generate(model, None, prompts, f"{source} + judge(threshold=1.0)", max_new_tokens=24, ignore_eos=True)
+    lax = generate(model, None, prompts, f"{source} + judge(threshold=0.0)", max_new_tokens=24, ignore_eos=True)
+    for own, strict, all_of_it in zip(plain, same, lax, strict=True):
+        assert strict.ids == own.ids
+        assert len(all_of_it.ids) == 24
+        assert all_of_it.stats.forward_calls < strict.stats.forward_calls
+    drawn = generate(model, None, prompts, f"{source} + judge", max_new_tokens=24, temperature=1.0, ignore_eos=True)
+    assert [len(out.ids) for out in drawn] == [24, 24]

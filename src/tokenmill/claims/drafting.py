@@ -70,6 +70,21 @@ def drafted(
     return out
 
 
+def recalled(lab: Lab, specs: Sequence[str]) -> dict[str, list[float]]:
+    """Which codes hidden in text each spec writes when asked for them, 1 or 0; without drafting under GREEDY."""
+    out: dict[str, list[float]] = {}
+    for number, sample in enumerate(lab.needles(seen=True), 1):
+        lab.tick(f"code {number}")
+        first = sample.scored[0]
+        prompt, answer = sample.prompt + sample.tail[:first], sample.tail[first:]
+        for name, recipe in [(GREEDY, None), *((spec, spec) for spec in specs)]:
+            got = generate(lab.model, None, [prompt], recipe, max_new_tokens=len(answer), ignore_eos=True)[0]
+            out.setdefault(name, []).append(float(got.ids == answer))
+    for name, column in out.items():
+        lab.note(name, "share of the codes recalled", column)
+    return out
+
+
 def requests(lab: Lab) -> list[list[int]]:
     """Requests about real paragraphs, in the model's chat format where it has one."""
     found = []

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenmill.errors import ModelError, SpecError, StoreError
+from tokenmill.errors import ModelError, SpecError, StoreError, UntrainedError
 from tokenmill.method import Method
 from tokenmill.models.default import cache_folder
 
@@ -146,7 +146,7 @@ def _found(method: Method, model: Any, name: str) -> Path:
             return path
     whose = "" if model is None else " for this model"
     model_option = "" if model is None else f" --model {name}"
-    raise ModelError(
+    raise UntrainedError(
         f"no trained weights of {method!r}{whose}; run: tokenmill train {method.name}{model_option}{_others(method)}"
     )
 

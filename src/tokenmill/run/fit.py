@@ -215,8 +215,12 @@ def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0) -> Batc
         with torch.no_grad():
             return model.get_input_embeddings()(ids)
 
+    def again(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
     states = {layer: told.hidden_states[layer + 1] for layer in wanted}
-    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head, embed))
+    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head, embed, again))
 
 
 @torch.no_grad()

@@ -60,6 +60,7 @@ def speculate(
             hidden=hidden, before=F.pad(ids[0], (1, 0), value=-1)[-shown - 1 : -1],
         )  # fmt: skip
         limit = getattr(session.model.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
+        judging = [_learned(rule, session.model)] if rule.card.trains else []
         drafters = [
             stack.enter_context(reading.engaged(m, session, prompt, tokenizer, assistant))
             for m in reading.drafters(draft)
@@ -88,7 +89,7 @@ def speculate(
                 logits=logits,
                 hidden=hidden,
             )
-            path, token = rule(guess, said)
+            path, token = rule(guess, said, *judging)
             root = root.new_tensor([token])
             kept = torch.tensor([0, *(node + 1 for node in path)], device=root.device)
             session.accept(kept)
@@ -156,9 +157,9 @@ class Proposer:
         return _size((self.state, self.tree_state)) + sum(d.session.stats.cache_bytes for d in self.drafters)
 
 
-def _learned(source: Method, model: Any) -> Learned:
+def _learned(method: Method, model: Any) -> Learned:
     embed = model.get_input_embeddings()
-    return Learned(trained(source, model), model.get_output_embeddings(), embed)
+    return Learned(trained(method, model), model.get_output_embeddings(), embed)
 
 
 def _carried(source: Method, state: Any) -> Any:

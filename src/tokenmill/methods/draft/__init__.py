@@ -3,7 +3,7 @@
 source   fn(seen, state, *, knobs) -> (look, state): what may follow a text; `look(tree, nodes) -> Guess`
 tree     fn(seen, grow, *, source, knobs) -> Draft: which guesses become the draft; it asks `grow.look`. One with a
          `state` parameter gets back what it returned and returns (Draft, state)
-rule     fn(draft, said, *, knobs) -> (accepted nodes, next token)
+rule     fn(draft, said, *, knobs) -> (accepted nodes, next token); one that learns gets its Learned after `said`
 ""       fn(seen, state, *, knobs) -> (Draft, state): a draft in one piece
 
 `dyspec(source=token_recycling, nodes=16) + typical_acceptance`; a source alone grows the tree its card names.
@@ -20,6 +20,7 @@ from tokenmill.methods.draft.exact import exact as exact
 from tokenmill.methods.draft.first_layers import first_layers as first_layers
 from tokenmill.methods.draft.fixed import fixed as fixed
 from tokenmill.methods.draft.jacobi import jacobi as jacobi
+from tokenmill.methods.draft.judge import judge as judge
 from tokenmill.methods.draft.lookahead import lookahead as lookahead
 from tokenmill.methods.draft.medusa import medusa as medusa
 from tokenmill.methods.draft.pair_recycling import pair_recycling as pair_recycling
