@@ -174,14 +174,18 @@ class Verified:
     depths: Tensor | None = None  # (N,) how far below the root of its tree each node was; None on the first call
     hidden: Tensor | None = None  # (N, E) final hidden states, where the card asks for them
     before: Tensor | None = None  # (N,) the token each node follows, -1 = none
+    states: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (N, E) after it: those the file asks for
+
+    @property
+    def tip(self) -> int:
+        """The node that gave the context's last token."""
+        return -1 if self.depths is None else int((self.accepted * (1 + self.depths)).argmax())
 
     @property
     def newest(self) -> Tensor:
         """(E,): the final hidden state that gave the context's last token."""
         assert self.hidden is not None
-        if self.depths is None:
-            return self.hidden[-1]
-        return self.hidden[int((self.accepted * (1 + self.depths)).argmax())]
+        return self.hidden[self.tip]
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,9 @@ class Learned:
     parts: Any  # the nn.Module
     head: Callable[[Tensor], Tensor]  # final hidden states (..., E) -> logits (..., V)
     embed: Callable[[Tensor], Tensor]  # ids (...) -> (..., E)
+    # A layer, states (M, E) after it as if of the next M tokens -> final hidden states (M, E): the layers above are run
+    # on them, over the text so far, and nothing is kept.
+    above: Callable[[int, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -371,6 +378,13 @@ class Batch:
         """(B, T) -> (B, T, E): the last state, after the final norm, of another text. One more pass of the model."""
         return self.frozen.read(ids)  # type: ignore[union-attr]
 
+    def above(self, layer: int, states: Tensor, at: Tensor) -> Tensor:
+        """States (B, A, M, E) after a layer, as if of the M tokens behind each place (A,) -> final ones (B, A, M, E).
+
+        They see the text up to their place and each other; gradients flow to them.
+        """
+        return self.frozen.above(layer, states, at)  # type: ignore[union-attr]
+
 
 @dataclass(frozen=True)
 class Frozen:
@@ -380,6 +394,7 @@ class Frozen:
     head: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
     read: Callable[[Tensor], Tensor]
+    above: Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

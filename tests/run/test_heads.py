@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+import tokenmill.run.fit as fitting
 from tiny import ids, tiny
-from tokenmill.errors import ModelError
+from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import get
 from tokenmill.methods.draft import judge
 from tokenmill.methods.draft.clover import Regressive
@@ -14,9 +15,10 @@ from tokenmill.models import weights
 from tokenmill.run.corpus import Corpus
 from tokenmill.run.fit import fit
 from tokenmill.run.generate import generate
+from tokenmill.run.session import Session
 from tokenmill.types import Draft, Learned, Said
 
-SPECS = ("medusa", "clover(heads=4)")
+SPECS = ("medusa", "clover(heads=4)", "hidden_transfer(layers=2)")
 
 
 @pytest.fixture
@@ -153,3 +155,47 @@ def test_a_judge_is_trained_and_accepts_more_than_the_exact_rule(walk):
         assert all_of_it.stats.forward_calls < strict.stats.forward_calls
     drawn = generate(model, None, prompts, f"{source} + judge", max_new_tokens=24, temperature=1.0, ignore_eos=True)
     assert [len(out.ids) for out in drawn] == [24, 24]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "mistral", "gpt2"])
+def test_the_layers_above_real_states_say_what_the_model_says(name):
+    """In training and while drafting: states of the tokens that do come next must end where the model takes them."""
+    model, text, read, ahead, layer = tiny(name), ids(2, 44), 40, 3, 1
+    with torch.no_grad():
+        told = model.base_model(text, output_hidden_states=True, use_cache=False)
+        states, final = told.hidden_states[layer + 1], told.last_hidden_state
+        batch = fitting.read(model, get("hidden_transfer")(layers=layer + 1), text)
+        at = torch.tensor([2, 30, read - 1])
+        behind = at[:, None] + 1 + torch.arange(ahead)
+        found = batch.above(layer, states[:, behind], at)
+    torch.testing.assert_close(found, final[:, behind], atol=1e-4, rtol=1e-4)
+    for recipe in (None, "streaming_llm(slots=500, renumber=False)", "zip_cache"):
+        session = Session(model, recipe)
+        with session.engaged():
+            session.read(text[:1, :read])
+            kept, views = session.kept(), [x.clone() for s in session.cache.stores for x in s.view()]
+            found = session.above(layer, states[0, read : read + ahead])
+            if recipe != "zip_cache":
+                torch.testing.assert_close(found, final[0, read : read + ahead], atol=1e-4, rtol=1e-4)
+            assert session.kept() == kept
+            assert all(map(torch.equal, views, [x for s in session.cache.stores for x in s.view()]))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2"])
+def test_hidden_transfer_on_other_architectures(name, walk):
+    model, prompts = tiny(name), [ids(1, 12)[0].tolist() * 3, ids(1, 7, 1)[0].tolist()]
+    made = fit("hidden_transfer(layers=1)", model, text=walk, steps=20, rows=4, length=32, lr=1e-2)
+    losses = [step["loss"] for step in made.history]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    plain = generate(model, None, prompts, max_new_tokens=40, ignore_eos=True)
+    for tree in ("chain(source={}, nodes=3)", "dyspec(source={}, nodes=6)", "{}"):
+        recipe = tree.format("hidden_transfer(layers=1)")
+        for own, out in zip(
+            plain, generate(model, None, prompts, recipe, max_new_tokens=40, ignore_eos=True), strict=True
+        ):
+            assert out.ids == own.ids
+
+
+def test_a_layer_that_is_not_there_is_told(data):
+    with pytest.raises(SpecError, match="asks for the state after layer 19; there is 0 to 2"):
+        fit("hidden_transfer", tiny("llama"), text=data, steps=1, rows=2, length=32)

@@ -35,6 +35,8 @@ class Engine:
         self.tree: tuple[Tensor, Tensor] | None = None  # depths (Q,), nodes seen (Q, N) of the next pass: see Pass.tree
         self.last: Pass | None = None
         self.hidden: Tensor | None = None  # (B, Q, E) final hidden states of the newest pass
+        self.watched: tuple[int, ...] = ()  # layers after which the states are wanted
+        self.states: dict[int, Tensor] = {}  # layer -> (B, Q, E) of the newest pass
         self.observe: Any = None  # see Pass.observe
         self._plans: dict[Recipe, Plan] = {recipe: self.plan}
 
@@ -84,7 +86,7 @@ class Engine:
         if self.tree is not None:
             tree, self.tree = self.tree[1], None
         current = Pass(self.decoder, plan, cache, positions, tree)
-        current.observe = self.observe
+        current.observe, current.watched = self.observe, self.watched
         at = positions if not cache.shift else positions - cache.shift[0][:, None]
         embed, given = (self.decoder.embed, ids) if ids is not None else (self.decoder.place, embeds)
         assert given is not None
@@ -97,8 +99,25 @@ class Engine:
         else:
             hidden = run(hidden)
         current.finish()
-        self.last = current
+        self.last, self.states = current, current.states
         return hidden
+
+    def above(self, cache: MillCache, layer: int, states: Tensor) -> Tensor:
+        """States (Q, E) after a layer, as if of the next Q tokens of the one row -> final ones: nothing is kept."""
+        assert cache.seen is not None
+        index = torch.arange(len(states), device=states.device)
+        current = Pass(
+            self.decoder, self._plans[cache.recipe], cache, cache.seen[:, None] + index, index[:, None] >= index
+        )
+        current.start = layer + 1
+        if self.lean is not None:
+            current.lean = self.lean
+            with self.lean.threads():
+                hidden = current.run(states[None])
+        else:
+            hidden = current.run(states[None])
+        current.forget()
+        return hidden[0]
 
     def _row_by_row(self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor) -> Tensor:
         """Rows choose different tokens at every layer, so each walks alone. Only the last hidden state is defined."""

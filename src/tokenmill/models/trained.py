@@ -50,6 +50,17 @@ def build(method: Method, model: Any = None) -> nn.Module:
     return made(**shaping(method)) if model is None else made(_config(model), **shaping(method))
 
 
+def watched(method: Method, model: Any) -> tuple[int, ...]:
+    """The layers after which the method wants states: those that the file's `layers` names; none without one."""
+    asked = getattr(source(method), "layers", None)
+    config = _config(model)
+    wanted = () if asked is None else tuple(asked(config, **shaping(method)))
+    last = config.num_hidden_layers - 1
+    if wrong := [layer for layer in wanted if not 0 <= layer < last]:
+        raise SpecError(f"{method.name} asks for the state after layer {wrong[0]}; there is 0 to {last - 1}")
+    return wanted
+
+
 def digest(model: Any) -> str:
     """Names a model by its weights, the same in float32 and bfloat16, in a fraction of a second. None: "scratch"."""
     if model is None:

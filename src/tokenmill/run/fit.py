@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
 from tokenmill.method import Method, parse
+from tokenmill.models.above import above, whole_cache
 from tokenmill.models.default import cache_folder
-from tokenmill.models.trained import about, build, digest, place, save, shaping, source
+from tokenmill.models.trained import about, build, digest, place, save, shaping, source, watched
 from tokenmill.run.corpus import Corpus, corpus
 from tokenmill.types import Batch, Frozen
 
@@ -193,15 +195,13 @@ def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0) -> Batc
     """What the frozen model says about a batch; without a model, the ids alone."""
     if model is None:
         return Batch(ids, progress)
-    asked = getattr(source(method), "layers", None)
-    config = model.config.get_text_config(decoder=True)
-    wanted = () if asked is None else tuple(asked(config, **shaping(method)))
-    last = config.num_hidden_layers - 1
-    if wrong := [layer for layer in wanted if not 0 <= layer < last]:
-        raise SpecError(f"{method.name} asks for the state after layer {wrong[0]}; there is 0 to {last - 1}")
+    wanted = watched(method, model)
+    held = whole_cache() if "above" in method.card.needs else None
     with torch.no_grad():
-        told = model.base_model(input_ids=ids, use_cache=False, output_hidden_states=bool(wanted))
-    cap = getattr(config, "final_logit_softcapping", None)
+        told = model.base_model(
+            input_ids=ids, past_key_values=held, use_cache=held is not None, output_hidden_states=bool(wanted)
+        )
+    cap = getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None)
 
     def head(hidden: Tensor) -> Tensor:
         output = model.get_output_embeddings()
@@ -220,7 +220,7 @@ def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0) -> Batc
             return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
     states = {layer: told.hidden_states[layer + 1] for layer in wanted}
-    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head, embed, again))
+    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head, embed, again, partial(above, model, held)))
 
 
 @torch.no_grad()

@@ -193,6 +193,23 @@ class Session:
         assert self._engine.hidden is not None
         return self._engine.hidden
 
+    def states(self) -> dict[int, Tensor]:
+        """Layer -> the states (B, Q, E) of the newest pass after it: those the engine was told to watch."""
+        assert self._engine is not None
+        return self._engine.states
+
+    def above(self, layer: int, states: Tensor) -> Tensor:
+        """States (Q, E) after a layer, as if of the next Q tokens of one row, through the layers above: (Q, E).
+
+        The cache holds afterwards what it held before.
+        """
+        began = time.perf_counter()
+        assert self.cache is not None
+        with torch.no_grad(), self.engaged() as engine:
+            out = engine.above(self.cache, layer, states)
+        self._stats.decode_seconds += time.perf_counter() - began
+        return out
+
     def fork(self) -> Session:
         """A session with the same cache in memory of its own."""
         out = Session(self.model, self.recipe)

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenmill.method import Method, get, grown
-from tokenmill.models.trained import trained
+from tokenmill.models.trained import trained, watched
 from tokenmill.ops.trees import ancestors, chain, depths
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
@@ -48,7 +49,10 @@ def speculate(
     rule = rule or get("exact")
     generator = None if chooser.greedy else chooser.generator(row)
     with ExitStack() as stack:
-        stack.enter_context(session.engaged())
+        engine = stack.enter_context(session.engaged())
+        drawn_from = grown(draft).knobs.get("source")
+        if drawn_from is not None and drawn_from.card.trains:
+            engine.watched = watched(drawn_from, session.model)
         ids = torch.tensor([prompt], device=session.model.device)
         shown = min(len(prompt), SHOWN)
         logits = session.read(ids, last=shown) if shown > 1 else session.read(ids)[:, None]
@@ -58,6 +62,7 @@ def speculate(
         seen = Verified(
             context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool),
             hidden=hidden, before=F.pad(ids[0], (1, 0), value=-1)[-shown - 1 : -1],
+            states={layer: states[0, -shown:] for layer, states in session.states().items()},
         )  # fmt: skip
         limit = getattr(session.model.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
         judging = [_learned(rule, session.model)] if rule.card.trains else []
@@ -66,7 +71,7 @@ def speculate(
             for m in reading.drafters(draft)
         ]
         propose = Proposer(
-            draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0), session.model
+            draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0), session.model, session.above
         )
         if memory is not None:
             propose.recall(memory)
@@ -98,7 +103,8 @@ def speculate(
             taken = torch.zeros(nodes + 1, dtype=torch.bool)
             taken[kept] = True
             context = torch.cat([context, tokens[kept[1:]], root])
-            seen = Verified(context, tokens, logits, taken, levels, hidden, before)
+            states = {layer: states[0] for layer, states in session.states().items()}
+            seen = Verified(context, tokens, logits, taken, levels, hidden, before, states)
             yield [*tokens[kept[1:]].tolist(), token]
             session._stats.draft_bytes = propose.nbytes()
 
@@ -119,12 +125,13 @@ class Proposer:
         drafters: list[reading.Drafter],
         cost: Callable[[int], float],
         model: Any = None,
+        above: Callable[[int, Tensor], Tensor] | None = None,
     ):
         self.draft, self.drafters = grown(draft), drafters
         self.source = self.draft.knobs.get("source")
         self.given: list[Any] = [*drafters]  # what the source is handed besides text and state
         if self.source is not None and self.source.card.trains:
-            self.given.append(_learned(self.source, model))
+            self.given.append(replace(_learned(self.source, model), above=above))
         self.state: Any = None
         self.tree_state: Any = None
         self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)

@@ -19,6 +19,7 @@ from tokenmill.methods.draft.dyspec import dyspec as dyspec
 from tokenmill.methods.draft.exact import exact as exact
 from tokenmill.methods.draft.first_layers import first_layers as first_layers
 from tokenmill.methods.draft.fixed import fixed as fixed
+from tokenmill.methods.draft.hidden_transfer import hidden_transfer as hidden_transfer
 from tokenmill.methods.draft.jacobi import jacobi as jacobi
 from tokenmill.methods.draft.judge import judge as judge
 from tokenmill.methods.draft.lookahead import lookahead as lookahead

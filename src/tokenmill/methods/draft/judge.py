@@ -89,7 +89,8 @@ def judge(
 ) -> tuple[list[int], int]:
     assert said.hidden is not None
     sure = learned.parts(said.hidden[1:]).float().sigmoid().tolist()  # (N,)
-    below, tokens, path, at = children(draft.parents.tolist()), draft.tokens.tolist(), [], -1
+    below, tokens, at = children(draft.parents.tolist()), draft.tokens.tolist(), -1
+    path: list[int] = []
     while True:
         offers, own = below.get(at, []), said.likeliest[at + 1] if said.generator is None else -1
         if said.generator is None:
