@@ -8,17 +8,20 @@ from tiny import ids, tiny
 from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import get
 from tokenmill.methods.draft import judge
+from tokenmill.methods.draft.chimera import Fusing
+from tokenmill.methods.draft.chimera import _states as chimera_states
 from tokenmill.methods.draft.clover import Regressive
 from tokenmill.methods.draft.judge import Verdict
 from tokenmill.methods.draft.medusa import Heads
 from tokenmill.models import weights
+from tokenmill.ops.trees import Sapling
 from tokenmill.run.corpus import Corpus
 from tokenmill.run.fit import fit
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
-from tokenmill.types import Draft, Learned, Said
+from tokenmill.types import Draft, Learned, Said, Verified
 
-SPECS = ("medusa", "clover(heads=4)", "hidden_transfer(layers=2)")
+SPECS = ("medusa", "clover(heads=4)", "hidden_transfer(layers=2)", "chimera(heads=4)")
 
 
 @pytest.fixture
@@ -181,15 +184,16 @@ def test_the_layers_above_real_states_say_what_the_model_says(name):
             assert all(map(torch.equal, views, [x for s in session.cache.stores for x in s.view()]))
 
 
+@pytest.mark.parametrize("spec", ["hidden_transfer(layers=1)", "chimera(heads=4)"])
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2"])
-def test_hidden_transfer_on_other_architectures(name, walk):
-    model, prompts = tiny(name), [ids(1, 12)[0].tolist() * 3, ids(1, 7, 1)[0].tolist()]
-    made = fit("hidden_transfer(layers=1)", model, text=walk, steps=20, rows=4, length=32, lr=1e-2)
+def test_heads_learn_and_are_lossless_on_other_architectures(name, spec, walk):
+    model, prompts = tiny(name), [ids(1, 12)[0].tolist() * 3, ids(1, 1, 1)[0].tolist()]
+    made = fit(spec, model, text=walk, steps=20, rows=4, length=32, lr=1e-2)
     losses = [step["loss"] for step in made.history]
     assert sum(losses[-3:]) < sum(losses[:3])
     plain = generate(model, None, prompts, max_new_tokens=40, ignore_eos=True)
     for tree in ("chain(source={}, nodes=3)", "dyspec(source={}, nodes=6)", "{}"):
-        recipe = tree.format("hidden_transfer(layers=1)")
+        recipe = tree.format(spec)
         for own, out in zip(
             plain, generate(model, None, prompts, recipe, max_new_tokens=40, ignore_eos=True), strict=True
         ):
@@ -199,3 +203,42 @@ def test_hidden_transfer_on_other_architectures(name, walk):
 def test_a_layer_that_is_not_there_is_told(data):
     with pytest.raises(SpecError, match="asks for the state after layer 19; there is 0 to 2"):
         fit("hidden_transfer", tiny("llama"), text=data, steps=1, rows=2, length=32)
+
+
+def test_chimera_drafts_with_what_it_was_trained_on(data):
+    """The states that training makes of a whole text are those that drafting makes of it node by node."""
+    model, text, place = tiny("llama"), ids(1, 24), 15
+    method = get("chimera")(heads=4)
+    torch.manual_seed(1)
+    net = Fusing(48, 4)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    batch = fitting.read(model, method, text)
+    wanted = chimera_states(net, batch, torch.tensor([place]))
+    learned = Learned(net, batch.head, batch.embed)
+    line = text[0, place + 2 : place + 5].tolist()
+    for first in (place + 1, 9):  # the prompt at once, or a part of it and then the rest
+        seen = Verified(
+            text[0, : first + 1],
+            text[0, :first],
+            None,
+            torch.ones(first, dtype=torch.bool),
+            hidden=batch.hidden[0, :first],
+        )
+        look, state = method(seen, None, learned)
+        if first <= place:
+            nodes = torch.arange(place + 1 - first)  # the root and what was drafted below it, with a wrong sibling
+            hidden = batch.hidden[0, first : place + 1]
+            hidden, taken = (
+                torch.cat([hidden[:1], hidden[:1] * 0, hidden[1:]]),
+                torch.ones(len(nodes) + 1, dtype=torch.bool),
+            )
+            taken[1] = False
+            depths = torch.cat([nodes[:1], nodes[1:2], nodes[1:]])
+            seen = Verified(text[0, : place + 2], None, None, taken, depths, hidden)
+            look, _ = method(seen, state, learned)
+        tree, at = Sapling(), -1
+        for deep, token in enumerate([*line, None]):
+            found = look(tree, [at]).logits[0]
+            torch.testing.assert_close(found, batch.head(wanted[deep][0, 0]), atol=1e-4, rtol=1e-4)
+            at = tree.add(token, at) if token is not None else at

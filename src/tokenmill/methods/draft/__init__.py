@@ -13,6 +13,7 @@ from tokenmill.methods.draft.aded import aded as aded
 from tokenmill.methods.draft.auto import auto as auto
 from tokenmill.methods.draft.both import both as both
 from tokenmill.methods.draft.chain import chain as chain
+from tokenmill.methods.draft.chimera import chimera as chimera
 from tokenmill.methods.draft.clover import clover as clover
 from tokenmill.methods.draft.draft_model import draft_model as draft_model
 from tokenmill.methods.draft.dyspec import dyspec as dyspec
