@@ -241,6 +241,9 @@ class Learned:
     # A layer, states (M, E) after it as if of the next M tokens -> final hidden states (M, E): the layers above are run
     # on them, over the text so far, and nothing is kept.
     above: Callable[[int, Tensor], Tensor] | None = None
+    # A growing draft, nodes of it, which of the layers that the file's `layers` names -> the states (M, E) after it:
+    # nodes climb the model's own layers only as far as they are asked about.
+    climb: Callable[[Tree, Sequence[int], int], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from tokenmill.methods.draft.medusa import Heads
 from tokenmill.models import weights
 from tokenmill.ops.trees import Sapling
 from tokenmill.run.corpus import Corpus
+from tokenmill.run.drafter import Ladder
 from tokenmill.run.fit import fit
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
 from tokenmill.types import Draft, Learned, Said, Verified
 
-SPECS = ("medusa", "clover(heads=4)", "hidden_transfer(layers=2)", "chimera(heads=4)")
+SPECS = ("medusa", "clover(heads=4)", "hidden_transfer(layers=2)", "chimera(heads=4)", "s2d(exits=(1, 2, 3))")
 
 
 @pytest.fixture
@@ -184,20 +185,18 @@ def test_the_layers_above_real_states_say_what_the_model_says(name):
             assert all(map(torch.equal, views, [x for s in session.cache.stores for x in s.view()]))
 
 
-@pytest.mark.parametrize("spec", ["hidden_transfer(layers=1)", "chimera(heads=4)"])
+@pytest.mark.parametrize("spec", ["hidden_transfer(layers=1)", "chimera(heads=4)", "s2d(exits=(1, 3))"])
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2"])
 def test_heads_learn_and_are_lossless_on_other_architectures(name, spec, walk):
     model, prompts = tiny(name), [ids(1, 12)[0].tolist() * 3, ids(1, 1, 1)[0].tolist()]
     made = fit(spec, model, text=walk, steps=20, rows=4, length=32, lr=1e-2)
     losses = [step["loss"] for step in made.history]
     assert sum(losses[-3:]) < sum(losses[:3])
-    plain = generate(model, None, prompts, max_new_tokens=40, ignore_eos=True)
-    for tree in ("chain(source={}, nodes=3)", "dyspec(source={}, nodes=6)", "{}"):
-        recipe = tree.format(spec)
-        for own, out in zip(
-            plain, generate(model, None, prompts, recipe, max_new_tokens=40, ignore_eos=True), strict=True
-        ):
-            assert out.ids == own.ids
+    plain = generate(model, None, prompts, max_new_tokens=24, ignore_eos=True)
+    for tree in ("chain(source={}, nodes=3)", "dyspec(source={}, nodes=6)"):
+        drafted = generate(model, None, prompts, tree.format(spec), max_new_tokens=24, ignore_eos=True)
+        assert [out.ids for out in drafted] == [out.ids for out in plain]
+        assert sum(out.stats.drafted for out in drafted) > 0
 
 
 def test_a_layer_that_is_not_there_is_told(data):
@@ -242,3 +241,47 @@ def test_chimera_drafts_with_what_it_was_trained_on(data):
             found = look(tree, [at]).logits[0]
             torch.testing.assert_close(found, batch.head(wanted[deep][0, 0]), atol=1e-4, rtol=1e-4)
             at = tree.add(token, at) if token is not None else at
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_nodes_climb_as_the_nested_models_do(name):
+    """States at each exit, asked about in any order, against the line's text read by the first layers alone."""
+    model, text = tiny(name), ids(1, 40)
+    exits, tree = (0, 2), Sapling()
+    for token, parent in ((5, -1), (6, -1), (7, 0), (8, 1), (9, 2)):
+        tree.add(token, parent)
+
+    def nested(node, rung):
+        line = torch.tensor([tree.ends(text[0].tolist(), [node], 99)[0]])
+        with torch.no_grad():
+            return model.base_model(line, output_hidden_states=True).hidden_states[exits[rung] + 1][0, -1]
+
+    wanted = {(node, rung): nested(node, rung) for node in range(-1, 5) for rung in (0, 1)}
+    for recipe in (None, "h2o(budget=0.5)"):
+        session = Session(model, recipe)
+        with session.engaged():
+            session.read(text[:, :-1])
+            kept, views = session.kept(), [x.clone() for s in session.cache.stores for x in s.view()]
+            ladder = Ladder(session, exits)
+            with ladder.below(int(text[0, -1])):
+                for at, rung in (([-1], 0), ([0, 1], 0), ([2], 1), ([3], 0), ([3, -1], 1), ([4], 0), ([4], 1)):
+                    found = ladder(tree, at, rung)
+                    if recipe is None:
+                        want = torch.stack([wanted[node, rung] for node in at])
+                        torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
+                assert {*ladder.states[1]} == {-1, 0, 1, 2, 3, 4}
+            assert session.kept() == kept
+            assert all(map(torch.equal, views, [x for s in session.cache.stores for x in s.view()]))
+
+
+def test_s2d_goes_deeper_only_where_it_is_unsure(walk):
+    model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
+    spec = "s2d(exits=(1, 2), threshold={}, nodes=4)"
+    fit("s2d(exits=(1, 2))", model, text=walk, steps=5, rows=4, length=32)
+    runs = [
+        generate(model, None, [prompt], spec.format(t), max_new_tokens=24, ignore_eos=True)[0] for t in (0.0, 0.5, 1.0)
+    ]
+    plain = generate(model, None, [prompt], max_new_tokens=24, ignore_eos=True)[0]
+    assert all(run.ids == plain.ids for run in runs)
+    a_node = [run.stats.token_layers / run.stats.drafted for run in runs]
+    assert a_node[0] < a_node[2]

@@ -102,22 +102,26 @@ class Engine:
         self.last, self.states = current, current.states
         return hidden
 
-    def above(self, cache: MillCache, layer: int, states: Tensor) -> Tensor:
-        """States (Q, E) after a layer, as if of the next Q tokens of the one row -> final ones: nothing is kept."""
+    def through(self, cache: MillCache, layers: range, states: Tensor, depths: Tensor, sees: Tensor) -> Tensor:
+        """States (Q, E) of tokens that may come next in the one row, through some layers, without the final norm.
+
+        depths (Q,): how far behind the text each is, 0 for the next token; sees (Q, N) bool as in Pass.tree. Their keys
+        and values wait in these layers' stores until `drop`, which must come before anything else is read.
+        """
         assert cache.seen is not None
-        index = torch.arange(len(states), device=states.device)
-        current = Pass(
-            self.decoder, self._plans[cache.recipe], cache, cache.seen[:, None] + index, index[:, None] >= index
-        )
-        current.start = layer + 1
-        if self.lean is not None:
-            current.lean = self.lean
-            with self.lean.threads():
-                hidden = current.run(states[None])
-        else:
-            hidden = current.run(states[None])
-        current.forget()
-        return hidden[0]
+        current = Pass(self.decoder, self._plans[cache.recipe], cache, cache.seen[:, None] + depths, sees)
+        if self.lean is None:
+            return current.through(states[None], layers)[0]
+        current.lean = self.lean
+        with self.lean.threads():
+            return current.through(states[None], layers)[0]
+
+    @staticmethod
+    def drop(cache: MillCache, layers: range, count: int) -> None:
+        """Take the newest `count` tokens out of the stores of these layers."""
+        for layer in layers if count else ():
+            lanes = cache.stores[layer].lanes
+            lanes.keep_tail(count, lanes.positions.new_empty(0, dtype=torch.long))
 
     def _row_by_row(self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor) -> Tensor:
         """Rows choose different tokens at every layer, so each walks alone. Only the last hidden state is defined."""

@@ -66,7 +66,6 @@ class Pass:
             None  # recording: shown every layer's trace, nothing settled
         )
         self.lean: Lean | None = None  # the layers as compiled calls, where they can be
-        self.start = 0  # the first layer that is run
         self.watched: tuple[int, ...] = ()  # layers after which the states are wanted
         self.states: dict[int, Tensor] = {}  # layer -> (B, Q, E)
         self._mask: tuple[int, Tensor] | None = None  # the causal mask that even layers share
@@ -79,7 +78,7 @@ class Pass:
             return self._run_leaving(hidden)
         depth = self._depth()
         angles: dict[Any, Any] = {}
-        for index in range(self.start, len(self.decoder.layers)) if depth is None else self._order(depth):
+        for index in range(len(self.decoder.layers)) if depth is None else self._order(depth):
             if depth is None or index in depth.layers:
                 hidden = self._layer(self.decoder.layers[index], hidden, self._angles(angles, hidden, index), index)
                 self.cache.token_layers += self.positions.numel()
@@ -88,6 +87,14 @@ class Pass:
             if index in self.watched:
                 self.states[index] = hidden
         return self.decoder.final_norm(hidden)
+
+    def through(self, hidden: Tensor, layers: range) -> Tensor:
+        """Hidden states (B, Q, E) through some layers, without the final norm."""
+        angles: dict[Any, Any] = {}
+        for index in layers:
+            hidden = self._layer(self.decoder.layers[index], hidden, self._angles(angles, hidden, index), index)
+            self.cache.token_layers += self.positions.numel()
+        return hidden
 
     def _order(self, depth: Depth) -> list[int]:
         """Every layer, those that run in the order asked for, each skipped one before the first that lies above it."""
@@ -534,11 +541,6 @@ class Pass:
             cache.seen = new if cache.seen is None else cache.seen + new
             cache.generated += 0 if self.prompt else self.new
         self._account()
-
-    def forget(self) -> None:
-        """Take this pass's tokens out again: instead of finish()."""
-        for layer in self.stored:
-            self.cache.stores[layer].lanes.keep_tail(self.new, self.positions.new_empty(0))
 
     def accept(self, accepted: Tensor) -> None:
         """Of the draft's nodes keep these (A,), in order, and only now let the recipe decide about them.

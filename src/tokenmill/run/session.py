@@ -203,12 +203,13 @@ class Session:
 
         The cache holds afterwards what it held before.
         """
-        began = time.perf_counter()
-        assert self.cache is not None
         with torch.no_grad(), self.engaged() as engine:
-            out = engine.above(self.cache, layer, states)
-        self._stats.decode_seconds += time.perf_counter() - began
-        return out
+            assert self.cache is not None
+            index = torch.arange(len(states), device=states.device)
+            upper = range(layer + 1, len(engine.decoder.layers))
+            out = engine.through(self.cache, upper, states, index, index[:, None] >= index)
+            engine.drop(self.cache, upper, len(states))
+            return engine.decoder.final_norm(out)
 
     def fork(self) -> Session:
         """A session with the same cache in memory of its own."""

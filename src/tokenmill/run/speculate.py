@@ -51,7 +51,7 @@ def speculate(
     with ExitStack() as stack:
         engine = stack.enter_context(session.engaged())
         drawn_from = grown(draft).knobs.get("source")
-        if drawn_from is not None and drawn_from.card.trains:
+        if drawn_from is not None and "above" in drawn_from.card.needs:
             engine.watched = watched(drawn_from, session.model)
         ids = torch.tensor([prompt], device=session.model.device)
         shown = min(len(prompt), SHOWN)
@@ -70,9 +70,7 @@ def speculate(
             stack.enter_context(reading.engaged(m, session, prompt, tokenizer, assistant))
             for m in reading.drafters(draft)
         ]
-        propose = Proposer(
-            draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0), session.model, session.above
-        )
+        propose = Proposer(draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0), session)
         if memory is not None:
             propose.recall(memory)
             stack.callback(propose.remember, memory)
@@ -124,14 +122,17 @@ class Proposer:
         generator: torch.Generator | None,
         drafters: list[reading.Drafter],
         cost: Callable[[int], float],
-        model: Any = None,
-        above: Callable[[int, Tensor], Tensor] | None = None,
+        session: Session | None = None,
     ):
         self.draft, self.drafters = grown(draft), drafters
         self.source = self.draft.knobs.get("source")
         self.given: list[Any] = [*drafters]  # what the source is handed besides text and state
+        self.ladder: reading.Ladder | None = None
         if self.source is not None and self.source.card.trains:
-            self.given.append(replace(_learned(self.source, model), above=above))
+            assert session is not None
+            if "climb" in self.source.card.needs:
+                self.ladder = reading.Ladder(session, watched(self.source, session.model))
+            self.given.append(replace(_learned(self.source, session.model), above=session.above, climb=self.ladder))
         self.state: Any = None
         self.tree_state: Any = None
         self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)
@@ -145,6 +146,12 @@ class Proposer:
         look, self.state = self.source(seen, self.state, *self.given)
         if room < 1:
             return chain(seen.context[:0])
+        if self.ladder is None:
+            return self._grown(seen, look, room)
+        with self.ladder.below(int(seen.context[-1])):
+            return self._grown(seen, look, room)
+
+    def _grown(self, seen: Verified, look: Callable[..., Any], room: float) -> Draft:
         if not self.draft.stateful:
             return self.draft(seen, self._growth(look=look, room=room))
         guess, self.tree_state = self.draft(seen, self._growth(look=look, room=room), self.tree_state)

@@ -28,6 +28,7 @@ from tokenmill.methods.draft.medusa import medusa as medusa
 from tokenmill.methods.draft.pair_recycling import pair_recycling as pair_recycling
 from tokenmill.methods.draft.prompt_lookup import prompt_lookup as prompt_lookup
 from tokenmill.methods.draft.rsd import rsd as rsd
+from tokenmill.methods.draft.s2d import s2d as s2d
 from tokenmill.methods.draft.token_recycling import token_recycling as token_recycling
 from tokenmill.methods.draft.trigram import trigram as trigram
 from tokenmill.methods.draft.typical_acceptance import typical_acceptance as typical_acceptance
