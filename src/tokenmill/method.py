@@ -103,6 +103,7 @@ NEEDS = {
     "drafter": "a second model, or part of the first, that reads what is drafted",
     "hidden": "the model's final hidden states of what was verified, or read",
     "above": "the layers above a state, run on states that no token of the text has",
+    "blanks": "learned placeholders behind every draft, whose predictions are next time's guesses",
     "climb": "the model's own layers, on what is drafted, only as far up as they are asked for",
     "siblings": "several tokens that may come next, read in one pass",
     "chooses": "tokens are chosen one by one, so temperature and warpers of logits apply",

@@ -175,6 +175,7 @@ class Verified:
     hidden: Tensor | None = None  # (N, E) final hidden states, where the card asks for them
     before: Tensor | None = None  # (N,) the token each node follows, -1 = none
     states: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (N, E) after it: those the file asks for
+    beyond: Tensor | None = None  # (M, V) what the model predicts after each learned placeholder behind the last node
 
     @property
     def tip(self) -> int:
@@ -384,7 +385,7 @@ class Batch:
     def above(self, layer: int, states: Tensor, at: Tensor) -> Tensor:
         """States (B, A, M, E) after a layer, as if of the M tokens behind each place (A,) -> final ones (B, A, M, E).
 
-        They see the text up to their place and each other; gradients flow to them.
+        They see the text up to their place and each other; gradients flow to them. Layer -1: they are embeddings.
         """
         return self.frozen.above(layer, states, at)  # type: ignore[union-attr]
 

@@ -7,7 +7,7 @@ import tokenmill.run.fit as fitting
 from tiny import ids, tiny
 from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import get
-from tokenmill.methods.draft import judge
+from tokenmill.methods.draft import judge, lud
 from tokenmill.methods.draft.chimera import Fusing
 from tokenmill.methods.draft.chimera import _states as chimera_states
 from tokenmill.methods.draft.clover import Regressive
@@ -20,9 +20,17 @@ from tokenmill.run.drafter import Ladder
 from tokenmill.run.fit import fit
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
+from tokenmill.run.speculate import _behind as behind_last
 from tokenmill.types import Draft, Learned, Said, Verified
 
-SPECS = ("medusa", "clover(heads=4)", "hidden_transfer(layers=2)", "chimera(heads=4)", "s2d(exits=(1, 2, 3))")
+SPECS = (
+    "medusa",
+    "clover(heads=4)",
+    "hidden_transfer(layers=2)",
+    "chimera(heads=4)",
+    "s2d(exits=(1, 2, 3))",
+    "placeholders(threshold=0.0)",
+)
 
 
 @pytest.fixture
@@ -185,7 +193,9 @@ def test_the_layers_above_real_states_say_what_the_model_says(name):
             assert all(map(torch.equal, views, [x for s in session.cache.stores for x in s.view()]))
 
 
-@pytest.mark.parametrize("spec", ["hidden_transfer(layers=1)", "chimera(heads=4)", "s2d(exits=(1, 3))"])
+@pytest.mark.parametrize(
+    "spec", ["hidden_transfer(layers=1)", "chimera(heads=4)", "s2d(exits=(1, 3))", "placeholders(threshold=0.02)"]
+)
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2"])
 def test_heads_learn_and_are_lossless_on_other_architectures(name, spec, walk):
     model, prompts = tiny(name), [ids(1, 12)[0].tolist() * 3, ids(1, 1, 1)[0].tolist()]
@@ -285,3 +295,54 @@ def test_s2d_goes_deeper_only_where_it_is_unsure(walk):
     assert all(run.ids == plain.ids for run in runs)
     a_node = [run.stats.token_layers / run.stats.drafted for run in runs]
     assert a_node[0] < a_node[2]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_placeholders_predict_in_a_draft_what_they_predict_in_training(name):
+    """Behind a draft of some nodes, and in a batch: real embeddings in their place say what the model says."""
+    model, text = tiny(name), ids(1, 30)
+    with torch.no_grad():
+        real = model.get_input_embeddings()(text)
+        logits = model(text).logits
+        batch = fitting.read(model, get("placeholders"), text)
+        at = torch.tensor([3, 22])
+        behind = at[:, None] + 1 + torch.arange(2)
+        torch.testing.assert_close(
+            batch.head(batch.above(-1, real[:, behind], at)), logits[:, behind], atol=1e-4, rtol=1e-4
+        )
+    session = Session(model)
+    with session.engaged():
+        session.read(text[:, :25])
+        line = torch.ones(4, 4, dtype=torch.bool).tril()
+        line[2, 1] = line[3, 2] = False  # the root, a node, a wrong sibling, and a node below the first
+        tokens = torch.tensor([*text[0, 25:27], 4, text[0, 27]])
+        levels = torch.tensor([0, 1, 1, 2, 3, 4])
+        found = session.verify(tokens, levels, behind_last(line, 2), real[0, 28:30])
+        torch.testing.assert_close(found[[0, 1, 3, 4, 5]], logits[0, 25:], atol=1e-4, rtol=1e-4)
+        session.accept(torch.tensor([0, 1, 3]))
+        assert session.kept()[1] == [[[*range(28)]] * len(session.kept()[1][0])]
+
+
+def test_a_lexical_unit_is_what_its_source_is_sure_of():
+    draft = Draft(torch.tensor([1, 2, 3, 4]), torch.tensor([-1, -1, 1, 2]), torch.tensor([0.91, 0.95, 0.92, 0.5]))
+    said = Said(lambda row: torch.eye(6)[row], [9, 8, 7, 6, 5], None, torch.zeros(5, 6))
+    assert lud(draft, said) == ([1, 2], 6)
+    assert lud(threshold=0.4)(draft, said) == ([1, 2, 3], 5)
+    assert lud(threshold=0.96)(draft, said) == ([], 9)
+    drawn = Said(said.probabilities, [], torch.Generator().manual_seed(0), said.logits)
+    assert lud(draft, drawn) == ([1, 2], 3)
+
+
+def test_units_are_taken_unchecked(data):
+    model, prompts = tiny("llama"), [ids(1, 12)[0].tolist() * 3, ids(1, 1)[0].tolist()]
+    fit("placeholders", model, text=data, steps=2, rows=2, length=32)
+    units = generate(
+        model, None, prompts, "placeholders(threshold=0.0) + lud(threshold=0.0)", max_new_tokens=24, ignore_eos=True
+    )
+    plain = generate(model, None, prompts, "placeholders(threshold=1.0) + lud", max_new_tokens=24, ignore_eos=True)
+    greedy = generate(model, None, prompts, max_new_tokens=24, ignore_eos=True)
+    assert [out.ids for out in plain] == [out.ids for out in greedy]
+    for out in units:
+        assert out.stats.accepted == out.stats.drafted > 0  # three guesses and the model's own token a pass
+        assert out.stats.forward_calls <= 9
+    assert not lud.card.lossless

@@ -35,8 +35,10 @@ def above(model: Any, cache: DynamicCache | None, layer: int, states: Tensor, at
     assert cache is not None, "say needs=('above',) on the card"
     decoder, text = decoder_of(model), cache.get_seq_length()
     places, count = states.shape[1:3]
-    hidden, ahead = states.flatten(1, 2), torch.arange(count, device=at.device)
-    own = (at[:, None] + 1 + ahead).flatten()  # (A M,) positions
+    own = (at[:, None] + 1 + torch.arange(count, device=at.device)).flatten()  # (A M,) positions
+    hidden = states.flatten(1, 2)
+    if layer < 0:
+        hidden = decoder.place(hidden, own[None])
     group = torch.arange(places, device=at.device).repeat_interleave(count)
     position = torch.cat([torch.arange(text, device=at.device), own])
     before = torch.arange(text, device=at.device) <= at[group][:, None]

@@ -157,15 +157,20 @@ class Session:
         else:
             stats.decode_seconds += seconds
 
-    def verify(self, tokens: Tensor, depths: Tensor, seen: Tensor) -> Tensor:
+    def verify(self, tokens: Tensor, depths: Tensor, seen: Tensor, blanks: Tensor | None = None) -> Tensor:
         """Check a tree in one pass: tokens (Q,), the newest accepted one first; depths (Q,); seen (Q, Q) bool.
 
-        Gives the logits after each (Q, V). Follow with accept(); until then nothing is decided about them.
+        Gives the logits after each (Q, V). Follow with accept(); until then nothing is decided about them. `blanks`
+        (M, E) are embeddings of further nodes, after those that have a token.
         """
         began = time.perf_counter()
         with torch.no_grad(), self.engaged() as engine:
             engine.tree = depths, seen
-            out = self.model(input_ids=tokens[None], past_key_values=self.cache, use_cache=True)
+            given = {"input_ids": tokens[None]}
+            if blanks is not None:
+                embedded = self.model.get_input_embeddings()(tokens)
+                given = {"inputs_embeds": torch.cat([embedded, blanks.to(embedded)])[None]}
+            out = self.model(**given, past_key_values=self.cache, use_cache=True)
             self._pass = engine.last
         self._stats.forward_calls += 1
         self._stats.decode_seconds += time.perf_counter() - began

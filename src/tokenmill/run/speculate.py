@@ -83,8 +83,14 @@ def speculate(
             line[:, 0] = True  # everything hangs below the root
             line[1:, 1:] = ancestors(guess.parents)
             levels = line.sum(-1) - 1
-            logits = session.verify(tokens, levels, line)
-            hidden = session.hidden()[0]
+            blanks = propose.blanks if limit - len(context) > nodes + len(propose.blanks) else propose.blanks[:0]
+            if len(blanks):
+                behind = levels[-1] + 1 + torch.arange(len(blanks), device=levels.device)
+                logits = session.verify(tokens, torch.cat([levels, behind]), _behind(line, len(blanks)), blanks)
+            else:
+                logits = session.verify(tokens, levels, line)
+            logits, beyond = logits.split((nodes + 1, len(blanks)))
+            hidden = session.hidden()[0, : nodes + 1]
             said = Said(
                 probabilities=partial(_row, chooser, logits),
                 likeliest=chooser(logits, row).tolist() if generator is None else [],
@@ -101,10 +107,18 @@ def speculate(
             taken = torch.zeros(nodes + 1, dtype=torch.bool)
             taken[kept] = True
             context = torch.cat([context, tokens[kept[1:]], root])
-            states = {layer: states[0] for layer, states in session.states().items()}
-            seen = Verified(context, tokens, logits, taken, levels, hidden, before, states)
+            states = {layer: states[0, : nodes + 1] for layer, states in session.states().items()}
+            seen = Verified(context, tokens, logits, taken, levels, hidden, before, states, beyond)
             yield [*tokens[kept[1:]].tolist(), token]
             session._stats.draft_bytes = propose.nbytes()
+
+
+def _behind(line: Tensor, count: int) -> Tensor:
+    """What sees what, with `count` placeholders in a row behind the last node."""
+    out = F.pad(line, (0, count, 0, count))
+    out[-count:, : len(line)] = line[-1]
+    out[-count:, len(line) :] = torch.ones(count, count, dtype=torch.bool, device=line.device).tril()
+    return out
 
 
 def _row(chooser: Chooser, logits: Tensor, row: int) -> Tensor:
@@ -128,11 +142,14 @@ class Proposer:
         self.source = self.draft.knobs.get("source")
         self.given: list[Any] = [*drafters]  # what the source is handed besides text and state
         self.ladder: reading.Ladder | None = None
+        self.blanks = torch.empty(0)  # (M, E) placeholders behind every draft
         if self.source is not None and self.source.card.trains:
             assert session is not None
             if "climb" in self.source.card.needs:
                 self.ladder = reading.Ladder(session, watched(self.source, session.model))
             self.given.append(replace(_learned(self.source, session.model), above=session.above, climb=self.ladder))
+            if "blanks" in self.source.card.needs:
+                self.blanks = self.given[-1].parts.blanks
         self.state: Any = None
         self.tree_state: Any = None
         self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)

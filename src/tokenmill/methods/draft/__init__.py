@@ -24,8 +24,10 @@ from tokenmill.methods.draft.hidden_transfer import hidden_transfer as hidden_tr
 from tokenmill.methods.draft.jacobi import jacobi as jacobi
 from tokenmill.methods.draft.judge import judge as judge
 from tokenmill.methods.draft.lookahead import lookahead as lookahead
+from tokenmill.methods.draft.lud import lud as lud
 from tokenmill.methods.draft.medusa import medusa as medusa
 from tokenmill.methods.draft.pair_recycling import pair_recycling as pair_recycling
+from tokenmill.methods.draft.placeholders import placeholders as placeholders
 from tokenmill.methods.draft.prompt_lookup import prompt_lookup as prompt_lookup
 from tokenmill.methods.draft.rsd import rsd as rsd
 from tokenmill.methods.draft.s2d import s2d as s2d
