@@ -239,6 +239,7 @@ class Learned:
     parts: Any  # the nn.Module
     head: Callable[[Tensor], Tensor]  # final hidden states (..., E) -> logits (..., V)
     embed: Callable[[Tensor], Tensor]  # ids (...) -> (..., E)
+    norm: Callable[[Tensor], Tensor] | None = None  # the final norm: a layer's state (..., E) -> what the head reads
     # A layer, states (M, E) after it as if of the next M tokens -> final hidden states (M, E): the layers above are run
     # on them, over the text so far, and nothing is kept.
     above: Callable[[int, Tensor], Tensor] | None = None
@@ -378,6 +379,10 @@ class Batch:
         """(...) -> (..., E): the frozen model's input embeddings."""
         return self.frozen.embed(ids)  # type: ignore[union-attr]
 
+    def norm(self, state: Tensor) -> Tensor:
+        """(..., E) -> (..., E): the frozen model's final norm, between a layer's state and the head."""
+        return self.frozen.norm(state)  # type: ignore[union-attr]
+
     def read(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, E): the last state, after the final norm, of another text. One more pass of the model."""
         return self.frozen.read(ids)  # type: ignore[union-attr]
@@ -397,6 +402,7 @@ class Frozen:
     hidden: Tensor  # (B, T, E)
     head: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
+    norm: Callable[[Tensor], Tensor]
     read: Callable[[Tensor], Tensor]
     above: Callable[[int, Tensor, Tensor], Tensor]
 

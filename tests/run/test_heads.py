@@ -284,6 +284,17 @@ def test_nodes_climb_as_the_nested_models_do(name):
             assert all(map(torch.equal, views, [x for s in session.cache.stores for x in s.view()]))
 
 
+def test_untrained_s2d_is_first_layers(data):
+    model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
+    fit("s2d(exits=(2,))", model, text=data, steps=1, rows=2, length=32, lr=1e-12)
+    one, other = (
+        generate(model, None, [prompt], f"chain(source={source}, nodes=4)", max_new_tokens=24, ignore_eos=True)[0]
+        for source in ("s2d(exits=(2,))", "first_layers(layers=2)")
+    )
+    assert one.ids == other.ids
+    assert (one.stats.drafted, one.stats.accepted) == (other.stats.drafted, other.stats.accepted)
+
+
 def test_s2d_goes_deeper_only_where_it_is_unsure(walk):
     model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
     spec = "s2d(exits=(1, 2), threshold={}, nodes=4)"

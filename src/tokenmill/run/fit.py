@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
 from tokenmill.method import Method, parse
 from tokenmill.models.above import above, whole_cache
+from tokenmill.models.architectures import decoder_of
 from tokenmill.models.default import cache_folder
 from tokenmill.models.trained import about, build, digest, place, save, shaping, source, watched
 from tokenmill.run.corpus import Corpus, corpus
@@ -220,7 +221,12 @@ def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0) -> Batc
             return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
     states = {layer: told.hidden_states[layer + 1] for layer in wanted}
-    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head, embed, again, partial(above, model, held)))
+    return Batch(
+        ids,
+        progress,
+        states,
+        Frozen(told.last_hidden_state, head, embed, decoder_of(model).final_norm, again, partial(above, model, held)),
+    )
 
 
 @torch.no_grad()

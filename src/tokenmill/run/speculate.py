@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenmill.method import Method, get, grown
+from tokenmill.models.architectures import decoder_of
 from tokenmill.models.trained import trained, watched
 from tokenmill.ops.trees import ancestors, chain, depths
 from tokenmill.run import drafter as reading
@@ -190,7 +191,7 @@ class Proposer:
 
 def _learned(method: Method, model: Any) -> Learned:
     embed = model.get_input_embeddings()
-    return Learned(trained(method, model), model.get_output_embeddings(), embed)
+    return Learned(trained(method, model), model.get_output_embeddings(), embed, decoder_of(model).final_norm)
 
 
 def _carried(source: Method, state: Any) -> Any:

@@ -1,17 +1,17 @@
 """S2D: the model's own first layers write the draft, each guess from as few of them as are sure of it.
 
-    guesses after a node = W_out(P_i norm_i(h_i));  i = the first exit with  max softmax > threshold, else the last
+    guesses after a node = W_out(norm(h_i + P_i h_i));  i = the first exit with  max softmax > threshold, else the last
 
-h_i is the node's state after `exits`[i] layers, P_i and norm_i are trained for that exit, W_out is the model's own
-head. A node that goes deeper takes the nodes above it along, where they stayed below: so each exit says what the nested
-model that ends there would say.
+h_i is the node's state after `exits`[i] layers, P_i is trained for that exit, norm and W_out are the model's own. A
+node that goes deeper takes the nodes above it along, where they stayed below: so each exit says what the nested model
+that ends there would say.
 
 Kavehzadeh et al., "S2D: Sorted Speculative Decoding For More Efficient Deployment of Nested Large Language Models",
 2024.
 
 Differs: in the paper the exits are those of one draft model that serves several targets, and sorted fine-tuning changes
-all its layers; here they are the target's own, which stays as it is, and what is trained is a norm and a projection an
-exit, all exits in one sum, on what the model itself says is likeliest after real text.
+all its layers; here they are the target's own, which stays as it is, and what is trained is a projection an exit, all
+exits in one sum, on what the model itself says is likeliest after real text. Untrained, it is `first_layers`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ class Exits(nn.Module):
         self.layers = layers
         projections = [nn.Linear(size, size, bias=False) for _ in layers]
         for projection in projections:
-            nn.init.eye_(projection.weight)
-        self.norms = nn.ModuleList(nn.RMSNorm(size, eps=1e-6) for _ in layers)
+            nn.init.zeros_(projection.weight)
         self.projections = nn.ModuleList(projections)
 
     def forward(self, state: Tensor, which: int) -> Tensor:
-        """(..., E) at an exit -> (..., E): what the model's head reads."""
-        return self.projections[which](self.norms[which](state))
+        """(..., E) at an exit -> (..., E): as if after the last layer."""
+        return state + self.projections[which](state)
 
 
 def parts(config: Any, *, exits: tuple[int, ...] = (10, 16, 22)) -> nn.Module:
@@ -54,7 +53,7 @@ def layers(config: Any, *, exits: tuple[int, ...] = (10, 16, 22)) -> tuple[int, 
 
 
 def _read(parts: Any, batch: Batch, at: Tensor) -> list[Tensor]:
-    return [parts(batch.states[layer][:, at], i) for i, layer in enumerate(parts.layers)]
+    return [batch.norm(parts(batch.states[layer][:, at], i)) for i, layer in enumerate(parts.layers)]
 
 
 def objective(parts: Any, batch: Batch) -> Tensor:
@@ -90,9 +89,11 @@ def s2d(
 ) -> tuple[object, None]:
     def look(tree: Tree, at: Sequence[int]) -> Guess:
         assert learned.climb is not None
+        assert learned.norm is not None
         logits, rows = torch.empty(0), torch.arange(len(at))  # rows: who is not sure yet
         for which in range(len(exits)):
-            here = learned.head(learned.parts(learned.climb(tree, [at[row] for row in rows.tolist()], which), which))
+            states = learned.climb(tree, [at[row] for row in rows.tolist()], which)
+            here = learned.head(learned.norm(learned.parts(states, which)))  # (rows, V)
             logits = here if which == 0 else logits.index_copy(0, rows.to(here.device), here)
             sure = here.float().softmax(-1).amax(-1).cpu() > threshold
             if bool(sure.all()):
