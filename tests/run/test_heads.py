@@ -1,5 +1,7 @@
 """Draft heads: trained on a tiny model, found again, and lossless under every tree and number format."""
 
+import copy
+
 import pytest
 import torch
 
@@ -65,16 +67,18 @@ def test_trained_heads_draft_and_change_no_text(spec, data):
         generate(tiny("qwen3"), None, [prompt], spec, max_new_tokens=4)
 
 
-def test_packed_weights_use_what_was_trained_for_the_model(data, tmp_path):
+@pytest.mark.parametrize(
+    "spec", ["medusa", "hidden_transfer(layers=2)", "s2d(exits=(1, 2))", "placeholders(threshold=0.0)"]
+)
+def test_packed_weights_use_what_was_trained_for_the_model(spec, data):
     model = tiny("llama")
-    fit("medusa", model, text=data, steps=2, rows=2, length=32)
-    import copy
-
+    fit(spec, model, text=data, steps=2, rows=2, length=32)
     packed = weights.pack(copy.deepcopy(model), "int8")
     prompt = ids(1, 12)[0].tolist() * 3
     plain = generate(packed, None, [prompt], max_new_tokens=16, ignore_eos=True)[0]
-    out = generate(packed, None, [prompt], "chain(source=medusa, nodes=2)", max_new_tokens=16, ignore_eos=True)[0]
+    out = generate(packed, None, [prompt], f"chain(source={spec}, nodes=2)", max_new_tokens=16, ignore_eos=True)[0]
     assert out.ids == plain.ids
+    assert out.stats.drafted > 0
 
 
 def test_untrained_medusa_is_the_models_own_head():
