@@ -22,6 +22,10 @@ class ModelError(TokenmillError, ValueError):
     """A model that is missing, of the wrong kind, or that broke (NaN logits)."""
 
 
+class UntrainedError(ModelError):
+    """A learned part that nobody has trained for this model."""
+
+
 class InputError(TokenmillError, ValueError):
     """A prompt or file that cannot be used."""
 

@@ -174,14 +174,19 @@ class Verified:
     depths: Tensor | None = None  # (N,) how far below the root of its tree each node was; None on the first call
     hidden: Tensor | None = None  # (N, E) final hidden states, where the card asks for them
     before: Tensor | None = None  # (N,) the token each node follows, -1 = none
+    states: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (N, E) after it: those the file asks for
+    beyond: Tensor | None = None  # (M, V) what the model predicts after each learned placeholder behind the last node
+
+    @property
+    def tip(self) -> int:
+        """The node that gave the context's last token."""
+        return -1 if self.depths is None else int((self.accepted * (1 + self.depths)).argmax())
 
     @property
     def newest(self) -> Tensor:
         """(E,): the final hidden state that gave the context's last token."""
         assert self.hidden is not None
-        if self.depths is None:
-            return self.hidden[-1]
-        return self.hidden[int((self.accepted * (1 + self.depths)).argmax())]
+        return self.hidden[self.tip]
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,13 @@ class Learned:
     parts: Any  # the nn.Module
     head: Callable[[Tensor], Tensor]  # final hidden states (..., E) -> logits (..., V)
     embed: Callable[[Tensor], Tensor]  # ids (...) -> (..., E)
+    norm: Callable[[Tensor], Tensor] | None = None  # the final norm: a layer's state (..., E) -> what the head reads
+    # A layer, states (M, E) after it as if of the next M tokens -> final hidden states (M, E): the layers above are run
+    # on them, over the text so far, and nothing is kept.
+    above: Callable[[int, Tensor], Tensor] | None = None
+    # A growing draft, nodes of it, which of the layers that the file's `layers` names -> the states (M, E) after it:
+    # nodes climb the model's own layers only as far as they are asked about.
+    climb: Callable[[Tree, Sequence[int], int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -382,8 +394,19 @@ class Batch:
         return self.frozen.embed(ids)  # type: ignore[union-attr]
 
     def norm(self, state: Tensor) -> Tensor:
-        """(..., E) -> (..., E): the frozen model's final norm of a state from the middle; no gradients."""
+        """(..., E) -> (..., E): the frozen model's final norm, between a layer's state and the head."""
         return self.frozen.norm(state)  # type: ignore[union-attr]
+
+    def read(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, E): the last state, after the final norm, of another text. One more pass of the model."""
+        return self.frozen.read(ids)  # type: ignore[union-attr]
+
+    def above(self, layer: int, states: Tensor, at: Tensor) -> Tensor:
+        """States (B, A, M, E) after a layer, as if of the M tokens behind each place (A,) -> final ones (B, A, M, E).
+
+        They see the text up to their place and each other; gradients flow to them. Layer -1: they are embeddings.
+        """
+        return self.frozen.above(layer, states, at)  # type: ignore[union-attr]
 
     @cached_property
     def second(self) -> Tensor:
@@ -399,6 +422,8 @@ class Frozen:
     head: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
     norm: Callable[[Tensor], Tensor]
+    read: Callable[[Tensor], Tensor]
+    above: Callable[[int, Tensor, Tensor], Tensor]
     second: Tensor | None = None  # (B, T, V)
 
 

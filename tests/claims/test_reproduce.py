@@ -74,6 +74,13 @@ def test_a_method_that_cannot_run_on_the_model_is_out_of_reach():
     assert "rotary" in made.why
 
 
+def test_a_part_that_nobody_trained_is_out_of_reach(lab, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
+    made = run_claim("chimera", lab)
+    assert made.verdict == "out-of-reach"
+    assert "run: tokenmill train" in made.why
+
+
 def test_embeddings_are_put_back_after_a_transplant():
     common = [w for w, _ in Counter(" ".join(paragraphs()).split()).most_common(93)]
     lab = Lab(tiny(), tiny_tokenizer(common), seeds=[0, 1, 2], quick=True)

@@ -1,18 +1,38 @@
 """Draft heads: trained on a tiny model, found again, and lossless under every tree and number format."""
 
+import copy
+
 import pytest
 import torch
 
+import tokenmill.run.fit as fitting
 from tiny import ids, tiny
-from tokenmill.errors import ModelError
+from tokenmill.errors import ModelError, SpecError
+from tokenmill.method import get
+from tokenmill.methods.draft import judge, lud
+from tokenmill.methods.draft.chimera import Fusing
+from tokenmill.methods.draft.chimera import _states as chimera_states
 from tokenmill.methods.draft.clover import Regressive
+from tokenmill.methods.draft.judge import Verdict
 from tokenmill.methods.draft.medusa import Heads
 from tokenmill.models import weights
+from tokenmill.ops.trees import Sapling
 from tokenmill.run.corpus import Corpus
+from tokenmill.run.drafter import Ladder
 from tokenmill.run.fit import fit
 from tokenmill.run.generate import generate
+from tokenmill.run.session import Session
+from tokenmill.run.speculate import _behind as behind_last
+from tokenmill.types import Draft, Learned, Said, Verified
 
-SPECS = ("medusa", "clover(heads=4)")
+SPECS = (
+    "medusa",
+    "clover(heads=4)",
+    "hidden_transfer(layers=2)",
+    "chimera(heads=4)",
+    "s2d(exits=(1, 2, 3))",
+    "placeholders(threshold=0.0)",
+)
 
 
 @pytest.fixture
@@ -20,6 +40,14 @@ def data(monkeypatch, tmp_path):
     monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
     draw = torch.Generator().manual_seed(0)
     return Corpus(torch.randint(3, 97, (3000,), generator=draw), torch.randint(3, 97, (800,), generator=draw))
+
+
+@pytest.fixture
+def walk(data):
+    """Text that a head can learn: each token is the one before plus one, mostly."""
+    draw = torch.Generator().manual_seed(0)
+    text = 3 + torch.where(torch.rand(4000, generator=draw) < 0.9, 1, 7).cumsum(0) % 12
+    return Corpus(text[:3000], text[3000:])
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -39,16 +67,18 @@ def test_trained_heads_draft_and_change_no_text(spec, data):
         generate(tiny("qwen3"), None, [prompt], spec, max_new_tokens=4)
 
 
-def test_packed_weights_use_what_was_trained_for_the_model(data, tmp_path):
+@pytest.mark.parametrize(
+    "spec", ["medusa", "hidden_transfer(layers=2)", "s2d(exits=(1, 2))", "placeholders(threshold=0.0)"]
+)
+def test_packed_weights_use_what_was_trained_for_the_model(spec, data):
     model = tiny("llama")
-    fit("medusa", model, text=data, steps=2, rows=2, length=32)
-    import copy
-
+    fit(spec, model, text=data, steps=2, rows=2, length=32)
     packed = weights.pack(copy.deepcopy(model), "int8")
     prompt = ids(1, 12)[0].tolist() * 3
     plain = generate(packed, None, [prompt], max_new_tokens=16, ignore_eos=True)[0]
-    out = generate(packed, None, [prompt], "chain(source=medusa, nodes=2)", max_new_tokens=16, ignore_eos=True)[0]
+    out = generate(packed, None, [prompt], f"chain(source={spec}, nodes=2)", max_new_tokens=16, ignore_eos=True)[0]
     assert out.ids == plain.ids
+    assert out.stats.drafted > 0
 
 
 def test_untrained_medusa_is_the_models_own_head():
@@ -68,3 +98,266 @@ def test_clover_goes_on_as_its_formula_says():
             cosine = q[row, at] @ k[row, at] / q[row, at].norm() / k[row, at].norm()
             want[row, at] += v[row, at] * cosine
     torch.testing.assert_close(net.go_on(state, embedding), want)
+
+
+def _verdict(size, bias):
+    parts = Verdict(size)
+    torch.nn.init.constant_(parts.linear.bias, bias)
+    return Learned(parts, None, None)
+
+
+def _offered(seed, nodes=9, vocabulary=7):
+    """A random tree of different siblings, what a model might say about it, and its states."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens, parents = [], []
+    while len(tokens) < nodes:
+        token, parent = (
+            int(torch.randint(low, high, (1,), generator=draw))
+            for low, high in ((0, vocabulary), (-1, len(tokens) or 0))
+        )
+        if (token, parent) not in zip(tokens, parents, strict=True):
+            tokens.append(token)
+            parents.append(parent)
+    logits = torch.randn(nodes + 1, vocabulary, generator=draw)
+    hidden = torch.randn(nodes + 1, 5, generator=draw)
+
+    def said(generator):
+        return Said(lambda row: logits[row].softmax(-1), logits.argmax(-1).tolist(), generator, logits, hidden)
+
+    return Draft(torch.tensor(tokens), torch.tensor(parents)), said
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_judge_that_passes_nothing_is_the_exact_rule(seed):
+    draft, said = _offered(seed)
+    never = _verdict(5, -99.0)
+    assert judge(draft, said(None), never) == get("exact")(draft, said(None))
+    one, other = (torch.Generator().manual_seed(seed) for _ in range(2))
+    assert judge(draft, said(one), never) == get("exact")(draft, said(other))
+
+
+def test_a_judge_passes_what_it_is_surest_of_where_the_model_says_something_else():
+    draft = Draft(torch.tensor([1, 2, 3, 4]), torch.tensor([-1, -1, 1, 2]))
+    logits = torch.eye(6)[[0, 5, 5, 4, 0]]  # after the root 0, after node 2 its child, else nothing that was drafted
+    said = Said(
+        lambda row: logits[row], logits.argmax(-1).tolist(), None, logits, torch.tensor([[0.0], [1], [2], [3], [-9]])
+    )
+    parts = Verdict(1)
+    torch.nn.init.ones_(parts.linear.weight)
+    assert judge(draft, said, Learned(parts, None, None)) == ([1, 2, 3], 0)  # the last is the model's own
+    assert judge(threshold=0.9)(draft, said, Learned(parts, None, None)) == ([], 0)
+    assert judge(threshold=0.85)(draft, said, Learned(parts, None, None)) == ([1, 2, 3], 0)
+    nothing = Draft(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
+    assert judge(nothing, said, Learned(parts, None, None)) == ([], 0)
+
+
+def test_a_judge_is_trained_and_accepts_more_than_the_exact_rule(walk):
+    source = "first_layers(layers=1, nodes=4)"
+    model, prompts = tiny("llama"), [ids(1, 12)[0].tolist() * 3, ids(1, 7, 1)[0].tolist()]
+    with pytest.raises(ModelError, match="run: tokenmill train judge"):
+        generate(model, None, prompts, f"{source} + judge", max_new_tokens=4)
+    made = fit("judge", model, text=walk, steps=20, rows=4, length=32, lr=3e-2)
+    losses = [step["loss"] for step in made.history]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)  # it knows nothing yet
+    assert max(losses[-2:]) < losses[0] - 0.02
+    assert made.held_out["right tokens passed"] > made.held_out["mistakes passed"] + 0.2
+    assert not judge.card.lossless
+    plain = generate(model, None, prompts, max_new_tokens=24, ignore_eos=True)
+    same = generate(model, None, prompts, f"{source} + judge(threshold=1.0)", max_new_tokens=24, ignore_eos=True)
+    lax = generate(model, None, prompts, f"{source} + judge(threshold=0.0)", max_new_tokens=24, ignore_eos=True)
+    for own, strict, all_of_it in zip(plain, same, lax, strict=True):
+        assert strict.ids == own.ids
+        assert len(all_of_it.ids) == 24
+        assert all_of_it.stats.forward_calls < strict.stats.forward_calls
+    drawn = generate(model, None, prompts, f"{source} + judge", max_new_tokens=24, temperature=1.0, ignore_eos=True)
+    assert [len(out.ids) for out in drawn] == [24, 24]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "mistral", "gpt2"])
+def test_the_layers_above_real_states_say_what_the_model_says(name):
+    """In training and while drafting: states of the tokens that do come next must end where the model takes them."""
+    model, text, read, ahead, layer = tiny(name), ids(2, 44), 40, 3, 1
+    with torch.no_grad():
+        told = model.base_model(text, output_hidden_states=True, use_cache=False)
+        states, final = told.hidden_states[layer + 1], told.last_hidden_state
+        batch = fitting.read(model, get("hidden_transfer")(layers=layer + 1), text)
+        at = torch.tensor([2, 30, read - 1])
+        behind = at[:, None] + 1 + torch.arange(ahead)
+        found = batch.above(layer, states[:, behind], at)
+    torch.testing.assert_close(found, final[:, behind], atol=1e-4, rtol=1e-4)
+    for recipe in (None, "streaming_llm(slots=500, renumber=False)", "zip_cache"):
+        session = Session(model, recipe)
+        with session.engaged():
+            session.read(text[:1, :read])
+            kept, views = session.kept(), [x.clone() for s in session.cache.stores for x in s.view()]
+            found = session.above(layer, states[0, read : read + ahead])
+            if recipe != "zip_cache":
+                torch.testing.assert_close(found, final[0, read : read + ahead], atol=1e-4, rtol=1e-4)
+            assert session.kept() == kept
+            assert all(map(torch.equal, views, [x for s in session.cache.stores for x in s.view()]))
+
+
+@pytest.mark.parametrize(
+    "spec", ["hidden_transfer(layers=1)", "chimera(heads=4)", "s2d(exits=(1, 3))", "placeholders(threshold=0.02)"]
+)
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2"])
+def test_heads_learn_and_are_lossless_on_other_architectures(name, spec, walk):
+    model, prompts = tiny(name), [ids(1, 12)[0].tolist() * 3, ids(1, 1, 1)[0].tolist()]
+    made = fit(spec, model, text=walk, steps=20, rows=4, length=32, lr=1e-2)
+    losses = [step["loss"] for step in made.history]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    plain = generate(model, None, prompts, max_new_tokens=24, ignore_eos=True)
+    for tree in ("chain(source={}, nodes=3)", "dyspec(source={}, nodes=6)"):
+        drafted = generate(model, None, prompts, tree.format(spec), max_new_tokens=24, ignore_eos=True)
+        assert [out.ids for out in drafted] == [out.ids for out in plain]
+        assert sum(out.stats.drafted for out in drafted) > 0
+
+
+def test_a_layer_that_is_not_there_is_told(data):
+    with pytest.raises(SpecError, match="asks for the state after layer 19; there is 0 to 2"):
+        fit("hidden_transfer", tiny("llama"), text=data, steps=1, rows=2, length=32)
+
+
+def test_chimera_drafts_with_what_it_was_trained_on(data):
+    """The states that training makes of a whole text are those that drafting makes of it node by node."""
+    model, text, place = tiny("llama"), ids(1, 24), 15
+    method = get("chimera")(heads=4)
+    torch.manual_seed(1)
+    net = Fusing(48, 4)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    batch = fitting.read(model, method, text)
+    wanted = chimera_states(net, batch, torch.tensor([place]))
+    learned = Learned(net, batch.head, batch.embed)
+    line = text[0, place + 2 : place + 5].tolist()
+    for first in (place + 1, 9):  # the prompt at once, or a part of it and then the rest
+        seen = Verified(
+            text[0, : first + 1],
+            text[0, :first],
+            None,
+            torch.ones(first, dtype=torch.bool),
+            hidden=batch.hidden[0, :first],
+        )
+        look, state = method(seen, None, learned)
+        if first <= place:
+            nodes = torch.arange(place + 1 - first)  # the root and what was drafted below it, with a wrong sibling
+            hidden = batch.hidden[0, first : place + 1]
+            hidden, taken = (
+                torch.cat([hidden[:1], hidden[:1] * 0, hidden[1:]]),
+                torch.ones(len(nodes) + 1, dtype=torch.bool),
+            )
+            taken[1] = False
+            depths = torch.cat([nodes[:1], nodes[1:2], nodes[1:]])
+            seen = Verified(text[0, : place + 2], None, None, taken, depths, hidden)
+            look, _ = method(seen, state, learned)
+        tree, at = Sapling(), -1
+        for deep, token in enumerate([*line, None]):
+            found = look(tree, [at]).logits[0]
+            torch.testing.assert_close(found, batch.head(wanted[deep][0, 0]), atol=1e-4, rtol=1e-4)
+            at = tree.add(token, at) if token is not None else at
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_nodes_climb_as_the_nested_models_do(name):
+    """States at each exit, asked about in any order, against the line's text read by the first layers alone."""
+    model, text = tiny(name), ids(1, 40)
+    exits, tree = (0, 2), Sapling()
+    for token, parent in ((5, -1), (6, -1), (7, 0), (8, 1), (9, 2)):
+        tree.add(token, parent)
+
+    def nested(node, rung):
+        line = torch.tensor([tree.ends(text[0].tolist(), [node], 99)[0]])
+        with torch.no_grad():
+            return model.base_model(line, output_hidden_states=True).hidden_states[exits[rung] + 1][0, -1]
+
+    wanted = {(node, rung): nested(node, rung) for node in range(-1, 5) for rung in (0, 1)}
+    for recipe in (None, "h2o(budget=0.5)"):
+        session = Session(model, recipe)
+        with session.engaged():
+            session.read(text[:, :-1])
+            kept, views = session.kept(), [x.clone() for s in session.cache.stores for x in s.view()]
+            ladder = Ladder(session, exits)
+            with ladder.below(int(text[0, -1])):
+                for at, rung in (([-1], 0), ([0, 1], 0), ([2], 1), ([3], 0), ([3, -1], 1), ([4], 0), ([4], 1)):
+                    found = ladder(tree, at, rung)
+                    if recipe is None:
+                        want = torch.stack([wanted[node, rung] for node in at])
+                        torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
+                assert {*ladder.states[1]} == {-1, 0, 1, 2, 3, 4}
+            assert session.kept() == kept
+            assert all(map(torch.equal, views, [x for s in session.cache.stores for x in s.view()]))
+
+
+def test_untrained_s2d_is_first_layers(data):
+    model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
+    fit("s2d(exits=(2,))", model, text=data, steps=1, rows=2, length=32, lr=1e-12)
+    one, other = (
+        generate(model, None, [prompt], f"chain(source={source}, nodes=4)", max_new_tokens=24, ignore_eos=True)[0]
+        for source in ("s2d(exits=(2,))", "first_layers(layers=2)")
+    )
+    assert one.ids == other.ids
+    assert (one.stats.drafted, one.stats.accepted) == (other.stats.drafted, other.stats.accepted)
+
+
+def test_s2d_goes_deeper_only_where_it_is_unsure(walk):
+    model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
+    spec = "s2d(exits=(1, 2), threshold={}, nodes=4)"
+    fit("s2d(exits=(1, 2))", model, text=walk, steps=5, rows=4, length=32)
+    runs = [
+        generate(model, None, [prompt], spec.format(t), max_new_tokens=24, ignore_eos=True)[0] for t in (0.0, 0.5, 1.0)
+    ]
+    plain = generate(model, None, [prompt], max_new_tokens=24, ignore_eos=True)[0]
+    assert all(run.ids == plain.ids for run in runs)
+    a_node = [run.stats.token_layers / run.stats.drafted for run in runs]
+    assert a_node[0] < a_node[2]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_placeholders_predict_in_a_draft_what_they_predict_in_training(name):
+    """Behind a draft of some nodes, and in a batch: real embeddings in their place say what the model says."""
+    model, text = tiny(name), ids(1, 30)
+    with torch.no_grad():
+        real = model.get_input_embeddings()(text)
+        logits = model(text).logits
+        batch = fitting.read(model, get("placeholders"), text)
+        at = torch.tensor([3, 22])
+        behind = at[:, None] + 1 + torch.arange(2)
+        torch.testing.assert_close(
+            batch.head(batch.above(-1, real[:, behind], at)), logits[:, behind], atol=1e-4, rtol=1e-4
+        )
+    session = Session(model)
+    with session.engaged():
+        session.read(text[:, :25])
+        line = torch.ones(4, 4, dtype=torch.bool).tril()
+        line[2, 1] = line[3, 2] = False  # the root, a node, a wrong sibling, and a node below the first
+        tokens = torch.tensor([*text[0, 25:27], 4, text[0, 27]])
+        levels = torch.tensor([0, 1, 1, 2, 3, 4])
+        found = session.verify(tokens, levels, behind_last(line, 2), real[0, 28:30])
+        torch.testing.assert_close(found[[0, 1, 3, 4, 5]], logits[0, 25:], atol=1e-4, rtol=1e-4)
+        session.accept(torch.tensor([0, 1, 3]))
+        assert session.kept()[1] == [[[*range(28)]] * len(session.kept()[1][0])]
+
+
+def test_a_lexical_unit_is_what_its_source_is_sure_of():
+    draft = Draft(torch.tensor([1, 2, 3, 4]), torch.tensor([-1, -1, 1, 2]), torch.tensor([0.91, 0.95, 0.92, 0.5]))
+    said = Said(lambda row: torch.eye(6)[row], [9, 8, 7, 6, 5], None, torch.zeros(5, 6))
+    assert lud(draft, said) == ([1, 2], 6)
+    assert lud(threshold=0.4)(draft, said) == ([1, 2, 3], 5)
+    assert lud(threshold=0.96)(draft, said) == ([], 9)
+    drawn = Said(said.probabilities, [], torch.Generator().manual_seed(0), said.logits)
+    assert lud(draft, drawn) == ([1, 2], 3)
+
+
+def test_units_are_taken_unchecked(data):
+    model, prompts = tiny("llama"), [ids(1, 12)[0].tolist() * 3, ids(1, 1)[0].tolist()]
+    fit("placeholders", model, text=data, steps=2, rows=2, length=32)
+    units = generate(
+        model, None, prompts, "placeholders(threshold=0.0) + lud(threshold=0.0)", max_new_tokens=24, ignore_eos=True
+    )
+    plain = generate(model, None, prompts, "placeholders(threshold=1.0) + lud", max_new_tokens=24, ignore_eos=True)
+    greedy = generate(model, None, prompts, max_new_tokens=24, ignore_eos=True)
+    assert [out.ids for out in plain] == [out.ids for out in greedy]
+    for out in units:
+        assert out.stats.accepted == out.stats.drafted > 0  # three guesses and the model's own token a pass
+        assert out.stats.forward_calls <= 9
+    assert not lud.card.lossless

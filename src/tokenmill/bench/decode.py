@@ -71,7 +71,7 @@ class DecodeResults(Strict):
 def default_rows() -> list[str]:
     """Everything with a paper that drafts without a second model and without training, and the baselines beside it."""
     papers = [get(name) for name in catalog.methods("draft") if catalog.find(name).title]
-    own = [m.name for m in papers if m.card.role != "rule" and "drafter" not in m.card.needs]
+    own = [m.name for m in papers if m.card.role != "rule" and "drafter" not in m.card.needs and not m.card.trains]
     return [*own, "prompt_lookup", "first_layers(layers=20, nodes=4)", "auto(source=token_recycling)", "auto"]
 
 

@@ -28,6 +28,7 @@ class Drafted:
     a_pass: dict[str, list[float]] = field(default_factory=dict)  # tokens a pass of the model
     a_node: dict[str, list[float]] = field(default_factory=dict)  # share of the drafted tokens that were accepted
     alike: dict[str, list[float]] = field(default_factory=dict)  # 1 where the text is the one without drafting
+    layers: dict[str, list[float]] = field(default_factory=dict)  # layers of the model run for a new token
     seconds: dict[str, list[float]] = field(default_factory=dict)
     texts: dict[str, list[list[int]]] = field(default_factory=dict)
 
@@ -50,6 +51,7 @@ def drafted(
     tokens, out = 24 if lab.quick else 64, Drafted()
     recipes = {GREEDY: None} | {repr(as_recipe(spec)): as_recipe(spec) for spec in specs}
     asked = prompts or requests(lab)
+    depth = lab.model.config.get_text_config(decoder=True).num_hidden_layers
     for number, prompt in enumerate(asked, 1):
         lab.tick(f"prompt {number} of {len(asked)}")
         for name, recipe in recipes.items():
@@ -61,12 +63,30 @@ def drafted(
             out.texts.setdefault(name, []).append(got.ids)
             out.a_pass.setdefault(name, []).append((len(got.ids) - 1) / max(1, got.stats.forward_calls - 1))
             out.a_node.setdefault(name, []).append(got.stats.accepted / max(1, got.stats.drafted))
+            out.layers.setdefault(name, []).append(
+                (got.stats.token_layers - depth * len(prompt)) / max(1, len(got.ids) - 1)
+            )
             out.alike.setdefault(name, []).append(float(got.ids == out.texts[GREEDY][-1]))
     for name in recipes:
         lab.note(name, "tokens a pass", out.a_pass[name])
         lab.note(name, "share of drafted tokens accepted", out.a_node[name])
         ratios = [a / b for a, b in zip(out.seconds[name], out.seconds[GREEDY], strict=True)]
         lab.note(name, "seconds against plain decoding, in turns", ratios)
+    return out
+
+
+def recalled(lab: Lab, specs: Sequence[str]) -> dict[str, list[float]]:
+    """Which codes hidden in text each spec writes when asked for them, 1 or 0; without drafting under GREEDY."""
+    out: dict[str, list[float]] = {}
+    for number, sample in enumerate(lab.needles(seen=True), 1):
+        lab.tick(f"code {number}")
+        first = sample.scored[0]
+        prompt, answer = sample.prompt + sample.tail[:first], sample.tail[first:]
+        for name, recipe in [(GREEDY, None), *((spec, spec) for spec in specs)]:
+            got = generate(lab.model, None, [prompt], recipe, max_new_tokens=len(answer), ignore_eos=True)[0]
+            out.setdefault(name, []).append(float(got.ids == answer))
+    for name, column in out.items():
+        lab.note(name, "share of the codes recalled", column)
     return out
 
 

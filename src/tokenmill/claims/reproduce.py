@@ -17,7 +17,7 @@ from rich.table import Table
 from tokenmill import catalog
 from tokenmill.claims.lab import Claim, Lab, environment
 from tokenmill.claims.verdict import RULE, Reproduction, overall
-from tokenmill.errors import InputError, RecipeError, SpecError, StoreError, did_you_mean
+from tokenmill.errors import InputError, RecipeError, SpecError, StoreError, UntrainedError, did_you_mean
 from tokenmill.models.load import load
 
 PAPERS = "tokenmill.claims.papers"
@@ -79,7 +79,7 @@ def run_claim(name: str, lab: Lab, model: str = "smollm2", weights: str = "float
     unable = ""
     try:
         checks = claim.measure(lab)
-    except RecipeError as error:  # a method that cannot run on this model, and says why
+    except (RecipeError, UntrainedError) as error:  # a method that cannot run on this model, and says why
         checks, unable = [], str(error)
     verdict = overall(checks)
     own = {c.method for c in checks}

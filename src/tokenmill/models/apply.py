@@ -35,6 +35,8 @@ class Engine:
         self.tree: tuple[Tensor, Tensor] | None = None  # depths (Q,), nodes seen (Q, N) of the next pass: see Pass.tree
         self.last: Pass | None = None
         self.hidden: Tensor | None = None  # (B, Q, E) final hidden states of the newest pass
+        self.watched: tuple[int, ...] = ()  # layers after which the states are wanted
+        self.states: dict[int, Tensor] = {}  # layer -> (B, Q, E) of the newest pass
         self.observe: Any = None  # see Pass.observe
         self._plans: dict[Recipe, Plan] = {recipe: self.plan}
 
@@ -84,7 +86,7 @@ class Engine:
         if self.tree is not None:
             tree, self.tree = self.tree[1], None
         current = Pass(self.decoder, plan, cache, positions, tree)
-        current.observe = self.observe
+        current.observe, current.watched = self.observe, self.watched
         at = positions if not cache.shift else positions - cache.shift[0][:, None]
         embed, given = (self.decoder.embed, ids) if ids is not None else (self.decoder.place, embeds)
         assert given is not None
@@ -97,8 +99,29 @@ class Engine:
         else:
             hidden = run(hidden)
         current.finish()
-        self.last = current
+        self.last, self.states = current, current.states
         return hidden
+
+    def through(self, cache: MillCache, layers: range, states: Tensor, depths: Tensor, sees: Tensor) -> Tensor:
+        """States (Q, E) of tokens that may come next in the one row, through some layers, without the final norm.
+
+        depths (Q,): how far behind the text each is, 0 for the next token; sees (Q, N) bool as in Pass.tree. Their keys
+        and values wait in these layers' stores until `drop`, which must come before anything else is read.
+        """
+        assert cache.seen is not None
+        current = Pass(self.decoder, self._plans[cache.recipe], cache, cache.seen[:, None] + depths, sees)
+        if self.lean is None:
+            return current.through(states[None], layers)[0]
+        current.lean = self.lean
+        with self.lean.threads():
+            return current.through(states[None], layers)[0]
+
+    @staticmethod
+    def drop(cache: MillCache, layers: range, count: int) -> None:
+        """Take the newest `count` tokens out of the stores of these layers."""
+        for layer in layers if count else ():
+            lanes = cache.stores[layer].lanes
+            lanes.keep_tail(count, lanes.positions.new_empty(0, dtype=torch.long))
 
     def _row_by_row(self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor) -> Tensor:
         """Rows choose different tokens at every layer, so each walks alone. Only the last hidden state is defined."""

@@ -66,6 +66,8 @@ class Pass:
             None  # recording: shown every layer's trace, nothing settled
         )
         self.lean: Lean | None = None  # the layers as compiled calls, where they can be
+        self.watched: tuple[int, ...] = ()  # layers after which the states are wanted
+        self.states: dict[int, Tensor] = {}  # layer -> (B, Q, E)
         self._mask: tuple[int, Tensor] | None = None  # the causal mask that even layers share
 
     # ---- the walk ----
@@ -82,7 +84,17 @@ class Pass:
                 self.cache.token_layers += self.positions.numel()
             elif depth.fill == "carry":
                 self._store(index, hidden, self._angles(angles, hidden, index))
+            if index in self.watched:
+                self.states[index] = hidden
         return self.decoder.final_norm(hidden)
+
+    def through(self, hidden: Tensor, layers: range) -> Tensor:
+        """Hidden states (B, Q, E) through some layers, without the final norm."""
+        angles: dict[Any, Any] = {}
+        for index in layers:
+            hidden = self._layer(self.decoder.layers[index], hidden, self._angles(angles, hidden, index), index)
+            self.cache.token_layers += self.positions.numel()
+        return hidden
 
     def _order(self, depth: Depth) -> list[int]:
         """Every layer, those that run in the order asked for, each skipped one before the first that lies above it."""

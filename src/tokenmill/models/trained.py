@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenmill.errors import ModelError, SpecError, StoreError
+from tokenmill.errors import ModelError, SpecError, StoreError, UntrainedError
 from tokenmill.method import Method
+from tokenmill.models.architectures import decoder_of
 from tokenmill.models.default import cache_folder
 from tokenmill.types import Learned
 
@@ -49,6 +50,17 @@ def build(method: Method, model: Any = None) -> nn.Module:
     """The part before training. `parts(config, **knobs)` on a frozen model, `parts(**knobs)` for one from scratch."""
     made = source(method).parts
     return made(**shaping(method)) if model is None else made(_config(model), **shaping(method))
+
+
+def watched(method: Method, model: Any) -> tuple[int, ...]:
+    """The layers after which the method wants states: those that the file's `layers` names; none without one."""
+    asked = getattr(source(method), "layers", None)
+    config = _config(model)
+    wanted = () if asked is None else tuple(asked(config, **shaping(method)))
+    last = config.num_hidden_layers - 1
+    if wrong := [layer for layer in wanted if not 0 <= layer < last]:
+        raise SpecError(f"{method.name} asks for the state after layer {wrong[0]}; there is 0 to {last - 1}")
+    return wanted
 
 
 def digest(model: Any) -> str:
@@ -140,7 +152,8 @@ def trained(method: Method, model: Any = None, *, name: str = "MODEL") -> nn.Mod
 
 def learned(method: Method, model: Any) -> Learned:
     """The trained part of a method that runs, and what of the model it reads and writes by."""
-    return Learned(trained(method, model), model.get_output_embeddings(), model.get_input_embeddings())
+    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
+    return Learned(trained(method, model), head, embed, decoder_of(model).final_norm)
 
 
 def _found(method: Method, model: Any, name: str) -> Path:
@@ -152,7 +165,7 @@ def _found(method: Method, model: Any, name: str) -> Path:
             return path
     whose = "" if model is None else " for this model"
     model_option = "" if model is None else f" --model {name}"
-    raise ModelError(
+    raise UntrainedError(
         f"no trained weights of {method!r}{whose}; run: tokenmill train {method.name}{model_option}{_others(method)}"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -49,40 +50,46 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> int:
 def residual_walk(draft: Draft, below: dict[int, list[int]], said: Said) -> tuple[list[int], int]:
     """Down the tree by rejection: what comes out is distributed as the model's own draws, whatever was drafted.
 
+    Where no child is taken, the next token is drawn from what is left of p: see `residual_step`.
+    """
+    path: list[int] = []
+    at: int | None = -1
+    assert said.generator is not None, "a greedy choice is accepted by equality"
+    while True:
+        assert at is not None
+        at, p = residual_step(draft, at, below.get(at, ()), said)
+        if at is None:
+            return path, draw(p, said.generator)
+        path.append(at)
+
+
+def residual_step(draft: Draft, at: int, children: Sequence[int], said: Said) -> tuple[int | None, Tensor]:
+    """The child of a node that is taken, or None, and what the next token is then drawn from (V,).
+
         a child x is taken with probability min(1, p(x) / q(x));  else p <- (p - q)+ / sum, q <- q without x / sum
 
     p is what the model draws from after the node, q what the child was drawn from; of a token that was chosen, not
-    drawn, q is 1 for that token. When no child is left, the next token is drawn from p. Chen et al. 2023 for a chain,
-    Jeon et al. 2024 for children drawn without replacement.
+    drawn, q is 1 for that token. Chen et al. 2023 for a chain, Jeon et al. 2024 for children drawn without replacement.
     """
-    tokens, path, at = draft.tokens.tolist(), [], -1
-    generator = said.generator
-    assert generator is not None, "a greedy choice is accepted by equality"
-    while True:
-        p, q = said.probabilities(at + 1).double(), draft.drawn.get(at)
-        q = None if q is None else q.double().clone()
-        for child in below.get(at, ()):
-            token = tokens[child]
-            chance = p[token] if q is None else p[token] / q[token]
-            if float(torch.rand((), generator=generator, dtype=torch.float64)) < float(chance):
-                path.append(child)
-                at = child
-                break
-            p = p.clone()
-            if q is None:
-                p[token] = 0
-            else:
-                p = (p - q).clamp(min=0)
-                q[token] = 0
-                q /= q.sum().clamp(min=1e-300)
-            total = p.sum()
-            if not total > 0:  # p was q but for rounding: the child would have been taken
-                path.append(child)
-                at = child
-                break
-            p = p / total
+    p, q = said.probabilities(at + 1).double(), draft.drawn.get(at)
+    q = None if q is None else q.double().clone()
+    for child in children:
+        token = int(draft.tokens[child])
+        chance = p[token] if q is None else p[token] / q[token]
+        if float(torch.rand((), generator=said.generator, dtype=torch.float64)) < float(chance):
+            return child, p
+        p = p.clone()
+        if q is None:
+            p[token] = 0
         else:
-            return path, draw(p, generator)
+            p = (p - q).clamp(min=0)
+            q[token] = 0
+            q /= q.sum().clamp(min=1e-300)
+        total = p.sum()
+        if not total > 0:  # p was q but for rounding: the child would have been taken
+            return child, p
+        p = p / total
+    return None, p
 
 
 def offered(grow: Growth, guess: Guess, count: int) -> tuple[list[list[tuple[int, float]]], Tensor | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import Method, Recipe, method
+from tokenmill.models.apply import Engine
 from tokenmill.models.cache import MillCache
 from tokenmill.run.session import Session
 from tokenmill.types import Depth, Step, Tree
@@ -70,6 +72,69 @@ class Drafter:
             read = self.session.verify(tokens, levels, sees.to(device))
         known = {node: read[row] for row, node in enumerate(new)} | {-1: self._root}
         return torch.stack([known[node] for node in at])
+
+
+class Ladder:
+    """The model's own layers, climbed by the nodes of a growing draft as far as they are asked about.
+
+    A node that is asked about at an exit takes the nodes above it along, where they have not been there. What they
+    leave in the cache is dropped before the draft is checked.
+    """
+
+    def __init__(self, session: Session, exits: Sequence[int]):
+        self.session = session
+        self.rungs = [range(a + 1, b + 1) for a, b in pairwise((-1, *exits))]
+        self.states: list[dict[int, Tensor]] = [{} for _ in exits]  # a rung: node -> (E,), in the order of climbing
+        self.root = -1  # the newest token
+
+    def __call__(self, tree: Tree, at: Sequence[int], rung: int) -> Tensor:
+        """The states (M, E) of these nodes at an exit."""
+        with torch.no_grad():
+            self._climb(tree, at, rung)
+        return torch.stack([self.states[rung][node] for node in at])
+
+    def _climb(self, tree: Tree, at: Sequence[int], rung: int) -> None:
+        known, lines = self.states[rung], {node: _line(tree, node) for node in at}
+        new = sorted({n for line in lines.values() for n in line} - known.keys())  # above comes first
+        if not new:
+            return
+        cache, engine, device = self.session.cache, self.session._engine, self.session.model.device
+        assert cache is not None
+        assert cache.seen is not None
+        assert engine is not None
+        lines = {node: _line(tree, node) for node in new}
+        levels = torch.tensor([len(lines[node]) - 1 for node in new], device=device)
+        if rung:
+            self._climb(tree, new, rung - 1)
+            states = torch.stack([self.states[rung - 1][node] for node in new])
+        else:
+            tokens = torch.tensor([[self.root if n < 0 else tree.tokens[n] for n in new]], device=device)
+            states = engine.decoder.embed(tokens, cache.seen[:, None] + levels)[0]
+        order = [*known, *new]
+        sees = torch.tensor([[n in lines[node] for n in order] for node in new], device=device)
+        states = engine.through(cache, self.rungs[rung], states, levels, sees)
+        known.update(zip(new, states, strict=True))
+
+    @contextmanager
+    def below(self, root: int) -> Iterator[None]:
+        """While a draft grows below the newest token; then everything leaves the cache again."""
+        self.root = root
+        try:
+            yield
+        finally:
+            assert self.session.cache is not None
+            for rung, known in zip(self.rungs, self.states, strict=True):
+                Engine.drop(self.session.cache, rung, len(known))
+                known.clear()
+
+
+def _line(tree: Tree, node: int) -> list[int]:
+    """A node and the nodes above it, the root included."""
+    line = [node]
+    while node >= 0:
+        node = tree.parents[node]
+        line.append(node)
+    return line
 
 
 def drafters(draft: Method) -> list[Method]:

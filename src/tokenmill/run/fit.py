@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from torch import Tensor, nn
 
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
 from tokenmill.method import Method, parse
+from tokenmill.models.above import above, whole_cache
 from tokenmill.models.architectures import decoder_of, head_of
 from tokenmill.models.default import cache_folder
-from tokenmill.models.trained import about, build, digest, place, save, shaping, source
+from tokenmill.models.trained import about, build, digest, place, save, shaping, source, watched
 from tokenmill.run.corpus import Corpus, corpus
 from tokenmill.run.drafter import second_model
 from tokenmill.types import Batch, Frozen
@@ -198,27 +200,28 @@ def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0, second:
     """What the frozen model says about a batch, and a second one; without a model, the ids alone."""
     if model is None:
         return Batch(ids, progress)
-    asked = getattr(source(method), "layers", None)
-    config = model.config.get_text_config(decoder=True)
-    wanted = () if asked is None else tuple(asked(config, **shaping(method)))
-    last = config.num_hidden_layers - 1
-    if wrong := [layer for layer in wanted if not 0 <= layer < last]:
-        raise SpecError(f"{method.name} asks for the state after layer {wrong[0]}; there is 0 to {last - 1}")
+    wanted = watched(method, model)
+    held = whole_cache() if "above" in method.card.needs else None
     with torch.no_grad():
-        told = model.base_model(input_ids=ids, use_cache=False, output_hidden_states=bool(wanted))
+        told = model.base_model(
+            input_ids=ids, past_key_values=held, use_cache=held is not None, output_hidden_states=bool(wanted)
+        )
         other = None if second is None else second(input_ids=ids.to(second.device)).logits.to(ids.device)
 
     def embed(ids: Tensor) -> Tensor:
         with torch.no_grad():
             return model.get_input_embeddings()(ids)
 
-    states = {layer: told.hidden_states[layer + 1] for layer in wanted}
-
-    def norm(state: Tensor) -> Tensor:
+    def again(ids: Tensor) -> Tensor:
         with torch.no_grad():
-            return decoder_of(model).final_norm(state)
+            return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
-    return Batch(ids, progress, states, Frozen(told.last_hidden_state, head_of(model), embed, norm, other))
+    states = {layer: told.hidden_states[layer + 1] for layer in wanted}
+    beside = partial(above, model, held)
+    norm = decoder_of(model).final_norm
+    return Batch(
+        ids, progress, states, Frozen(told.last_hidden_state, head_of(model), embed, norm, again, beside, other)
+    )
 
 
 @torch.no_grad()

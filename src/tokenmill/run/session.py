@@ -159,15 +159,20 @@ class Session:
         else:
             stats.decode_seconds += seconds
 
-    def verify(self, tokens: Tensor, depths: Tensor, seen: Tensor) -> Tensor:
+    def verify(self, tokens: Tensor, depths: Tensor, seen: Tensor, blanks: Tensor | None = None) -> Tensor:
         """Check a tree in one pass: tokens (Q,), the newest accepted one first; depths (Q,); seen (Q, Q) bool.
 
-        Gives the logits after each (Q, V). Follow with accept(); until then nothing is decided about them.
+        Gives the logits after each (Q, V). Follow with accept(); until then nothing is decided about them. `blanks`
+        (M, E) are embeddings of further nodes, after those that have a token.
         """
         began = time.perf_counter()
         with torch.no_grad(), self.engaged() as engine:
             engine.tree = depths, seen
-            out = self.model(input_ids=tokens[None], past_key_values=self.cache, use_cache=True)
+            given = {"input_ids": tokens[None]}
+            if blanks is not None:
+                embedded = self.model.get_input_embeddings()(tokens)
+                given = {"inputs_embeds": torch.cat([embedded, blanks.to(embedded)])[None]}
+            out = self.model(**given, past_key_values=self.cache, use_cache=True)
             self._pass = engine.last
         self._stats.forward_calls += 1
         self._stats.decode_seconds += time.perf_counter() - began
@@ -194,6 +199,24 @@ class Session:
         assert self._engine is not None
         assert self._engine.hidden is not None
         return self._engine.hidden
+
+    def states(self) -> dict[int, Tensor]:
+        """Layer -> the states (B, Q, E) of the newest pass after it: those the engine was told to watch."""
+        assert self._engine is not None
+        return self._engine.states
+
+    def above(self, layer: int, states: Tensor) -> Tensor:
+        """States (Q, E) after a layer, as if of the next Q tokens of one row, through the layers above: (Q, E).
+
+        The cache holds afterwards what it held before.
+        """
+        with torch.no_grad(), self.engaged() as engine:
+            assert self.cache is not None
+            index = torch.arange(len(states), device=states.device)
+            upper = range(layer + 1, len(engine.decoder.layers))
+            out = engine.through(self.cache, upper, states, index, index[:, None] >= index)
+            engine.drop(self.cache, upper, len(states))
+            return engine.decoder.final_norm(out)
 
     def fork(self) -> Session:
         """A session with the same cache in memory of its own."""

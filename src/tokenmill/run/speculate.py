@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenmill.method import Method, get, grown
-from tokenmill.models.trained import learned
+from tokenmill.models.trained import learned, watched
 from tokenmill.ops.trees import ancestors, chain, depths
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
@@ -48,7 +49,10 @@ def speculate(
     rule = rule or get("exact")
     generator = None if chooser.greedy else chooser.generator(row)
     with ExitStack() as stack:
-        stack.enter_context(session.engaged())
+        engine = stack.enter_context(session.engaged())
+        drawn_from = grown(draft).knobs.get("source")
+        if drawn_from is not None and "above" in drawn_from.card.needs:
+            engine.watched = watched(drawn_from, session.model)
         ids = torch.tensor([prompt], device=session.model.device)
         shown = min(len(prompt), SHOWN)
         logits = session.read(ids, last=shown) if shown > 1 else session.read(ids)[:, None]
@@ -58,15 +62,15 @@ def speculate(
         seen = Verified(
             context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool),
             hidden=hidden, before=F.pad(ids[0], (1, 0), value=-1)[-shown - 1 : -1],
+            states={layer: states[0, -shown:] for layer, states in session.states().items()},
         )  # fmt: skip
         limit = getattr(session.model.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
+        judging = [learned(rule, session.model)] if rule.card.trains else []
         drafters = [
             stack.enter_context(reading.engaged(m, session, prompt, tokenizer, assistant))
             for m in reading.drafters(draft)
         ]
-        propose = Proposer(
-            draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0), session.model
-        )
+        propose = Proposer(draft, chooser.probabilities, generator, drafters, cost or (lambda width: 1.0), session)
         stack.callback(lambda: setattr(session._stats, "draft_bytes", propose.nbytes()))
         if memory is not None:
             propose.recall(memory)
@@ -80,8 +84,14 @@ def speculate(
             line[:, 0] = True  # everything hangs below the root
             line[1:, 1:] = ancestors(guess.parents)
             levels = line.sum(-1) - 1
-            logits = session.verify(tokens, levels, line)
-            hidden = session.hidden()[0]
+            blanks = propose.blanks if limit - len(context) > nodes + len(propose.blanks) else propose.blanks[:0]
+            if len(blanks):
+                behind = levels[-1] + 1 + torch.arange(len(blanks), device=levels.device)
+                logits = session.verify(tokens, torch.cat([levels, behind]), _behind(line, len(blanks)), blanks)
+            else:
+                logits = session.verify(tokens, levels, line)
+            logits, beyond = logits.split((nodes + 1, len(blanks)))
+            hidden = session.hidden()[0, : nodes + 1]
             said = Said(
                 probabilities=partial(_row, chooser, logits),
                 likeliest=chooser(logits, row).tolist() if generator is None else [],
@@ -89,7 +99,7 @@ def speculate(
                 logits=logits,
                 hidden=hidden,
             )
-            path, token = rule(guess, said)
+            path, token = rule(guess, said, *judging)
             root = root.new_tensor([token])
             kept = torch.tensor([0, *(node + 1 for node in path)], device=root.device)
             session.accept(kept)
@@ -98,8 +108,17 @@ def speculate(
             taken = torch.zeros(nodes + 1, dtype=torch.bool)
             taken[kept] = True
             context = torch.cat([context, tokens[kept[1:]], root])
-            seen = Verified(context, tokens, logits, taken, levels, hidden, before)
+            states = {layer: states[0, : nodes + 1] for layer, states in session.states().items()}
+            seen = Verified(context, tokens, logits, taken, levels, hidden, before, states, beyond)
             yield [*tokens[kept[1:]].tolist(), token]
+
+
+def _behind(line: Tensor, count: int) -> Tensor:
+    """What sees what, with `count` placeholders in a row behind the last node."""
+    out = F.pad(line, (0, count, 0, count))
+    out[-count:, : len(line)] = line[-1]
+    out[-count:, len(line) :] = torch.ones(count, count, dtype=torch.bool, device=line.device).tril()
+    return out
 
 
 def _row(chooser: Chooser, logits: Tensor, row: int) -> Tensor:
@@ -117,13 +136,20 @@ class Proposer:
         generator: torch.Generator | None,
         drafters: list[reading.Drafter],
         cost: Callable[[int], float],
-        model: Any = None,
+        session: Session | None = None,
     ):
         self.draft, self.drafters = grown(draft), drafters
         self.source = self.draft.knobs.get("source")
         self.given: list[Any] = [*drafters]  # what the source is handed besides text and state
+        self.ladder: reading.Ladder | None = None
+        self.blanks = torch.empty(0)  # (M, E) placeholders behind every draft
         if self.source is not None and self.source.card.trains:
-            self.given.append(learned(self.source, model))
+            assert session is not None
+            if "climb" in self.source.card.needs:
+                self.ladder = reading.Ladder(session, watched(self.source, session.model))
+            self.given.append(replace(learned(self.source, session.model), above=session.above, climb=self.ladder))
+            if "blanks" in self.source.card.needs:
+                self.blanks = self.given[-1].parts.blanks
         self.state: Any = None
         self.tree_state: Any = None
         self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)
@@ -137,6 +163,12 @@ class Proposer:
         look, self.state = self.source(seen, self.state, *self.given)
         if room < 1:
             return chain(seen.context[:0])
+        if self.ladder is None:
+            return self._grown(seen, look, room)
+        with self.ladder.below(int(seen.context[-1])):
+            return self._grown(seen, look, room)
+
+    def _grown(self, seen: Verified, look: Callable[..., Any], room: float) -> Draft:
         if not self.draft.stateful:
             return self.draft(seen, self._growth(look=look, room=room))
         guess, self.tree_state = self.draft(seen, self._growth(look=look, room=room), self.tree_state)

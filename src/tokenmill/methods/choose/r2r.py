@@ -73,7 +73,9 @@ def layers(config: Any, *, model: str = "", layers: int | None = None) -> tuple[
 
 def places(parts: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """What the router says (B, T), where the two models' tokens differ (B, T), and the small one's logits (B, T, V)."""
-    state, large = (batch.norm(*batch.states.values()), batch.logits) if batch.states else (batch.hidden, batch.second)
+    state, large = (
+        (batch.norm(*batch.states.values()).detach(), batch.logits) if batch.states else (batch.hidden, batch.second)
+    )
     with torch.no_grad():
         small = batch.head(state)  # (B, T, V)
         token = small.argmax(-1)

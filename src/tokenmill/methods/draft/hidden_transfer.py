@@ -1,0 +1,99 @@
+"""Hidden transfer: halfway up, a state is turned into those of the tokens to come; the upper layers finish them.
+
+    s_i = A_i h + b_i,  i = 1 .. future;  s_1 .. s_future run through the layers above `layers`, over the text and each
+    other;  guesses i places on from the root: softmax(W_out norm(s_i))
+
+h is the state, after the first `layers` layers, of the token that gave the newest one; s_i stands i places behind it.
+
+Wu et al., "Parallel Decoding via Hidden Transfer for Lossless Large Language Model Acceleration", 2024.
+
+Differs: all places leave from one layer. The upper layers run on the new states after a draft was checked, for the
+accepted token alone; the paper runs those of every node together with the check, which saves a pass and costs states
+that are thrown away. Trained on what the model itself says is likeliest after real text, on a sample of the places of
+each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenmill.method import method
+from tokenmill.ops.distil import agreement, hits, places
+from tokenmill.ops.sampling import likeliest
+from tokenmill.ops.trees import level
+from tokenmill.types import Batch, Guess, Learned, Tree, Verified
+
+TRAINING = {"rows": 4, "steps": 300, "lr": 1e-3}
+
+
+class Transfer(nn.Module):
+    def __init__(self, size: int, future: int, layer: int):
+        super().__init__()
+        self.layer = layer
+        places = [nn.Linear(size, size) for _ in range(future)]
+        self.places = nn.ModuleList(places)
+        for place in places:
+            nn.init.eye_(place.weight)
+            nn.init.zeros_(place.bias)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """(..., E) -> (..., future, E)."""
+        return torch.stack([place(state) for place in self.places], -2)
+
+
+def parts(config: Any, *, layers: int = 20, future: int = 3) -> nn.Module:
+    return Transfer(config.hidden_size, future, layers - 1)
+
+
+def layers(config: Any, *, layers: int = 20, future: int = 3) -> tuple[int, ...]:
+    return (layers - 1,)
+
+
+def _told(parts: Any, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """For each place on from the root: final states (B, A, E), and the places whose token they should say."""
+    at = places(batch, len(parts.places) + 1)
+    final = batch.above(parts.layer, parts(batch.states[parts.layer][:, at]), at)  # (B, A, future, E)
+    return [(final[:, :, i], at + i + 1) for i in range(len(parts.places))]
+
+
+def objective(parts: Any, batch: Batch) -> Tensor:
+    return torch.stack([0.8**i * agreement(batch, *told) for i, told in enumerate(_told(parts, batch))]).sum()
+
+
+def figure(parts: Any, batch: Batch) -> dict[str, float]:
+    return {f"right at place {i}": hits(batch, *told) for i, told in enumerate(_told(parts, batch), 1)}
+
+
+@method(
+    title="Parallel Decoding via Hidden Transfer for Lossless Large Language Model Acceleration",
+    paper="arXiv:2404.12022",
+    year=2024,
+    needs=("above",),
+    role="source",
+    tree="auto",
+    trains="part",
+    lossless=True,
+)
+def hidden_transfer(
+    seen: Verified,
+    state: None,
+    learned: Learned,
+    *,
+    layers: int = 20,
+    future: int = 3,
+    width: int = 6,
+    weights: str | None = None,
+) -> tuple[object, None]:
+    assert learned.above is not None
+    logits = learned.head(learned.above(layers - 1, learned.parts(seen.states[layers - 1][seen.tip])))  # (future, V)
+
+    def look(tree: Tree, at: Sequence[int]) -> Guess:
+        deep = torch.tensor([level(tree, node) for node in at])
+        guess = likeliest(logits[deep.clamp(max=future - 1)], width)
+        return Guess(guess.tokens.masked_fill((deep >= future)[:, None], -1), guess.chances, guess.logits)
+
+    return look, None
