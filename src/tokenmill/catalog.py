@@ -121,7 +121,7 @@ def _head(source: str, name: str) -> str:
     text = next((i for i, line in enumerate(lines) if line.startswith("from __future__")), None)
     if len(starts) != 1 or opens is None or text is None or not starts[0] < opens:
         return source
-    closes = next(i for i, line in enumerate(lines[opens:], opens) if line.endswith(":"))
+    closes = next(i for i, line in enumerate(lines[opens:], opens) if line.split("#")[0].rstrip().endswith(":"))
     blank = [""] * (starts[0] - text)  # line numbers stay
     return "\n".join([*lines[:text], *blank, *lines[starts[0] : closes + 1], "    ..."])
 
