@@ -131,6 +131,7 @@ def _measure(
     cells = store.cells()
     environment = {
         **_environment(network, track, model, seed, quick),
+        "weights": weights,
         "settings": settings,
         "tasks": [asdict(task) for task in plan.tasks],
         "speed": asdict(plan.speed),
@@ -199,8 +200,8 @@ def _compare_decode(
         cells = store.cells()
         measured = cells[decode.COST, 0, decode.FULL][0]
         environment = {
-            **_environment(network, "decode", model, seed, quick), "settings": settings, "new_tokens": new,
-            "pass_cost": measured, "notes": [], "left_out": refused,
+            **_environment(network, "decode", model, seed, quick), "weights": weights, "settings": settings,
+            "new_tokens": new, "pass_cost": measured, "notes": [], "left_out": refused,
         }  # fmt: skip
         made = decode.best_first([decode.row_of(row, cells, given, seed) for row in kept])
         results = decode.DecodeResults(schema=1, track="decode", model=model, environment=environment, rows=made)

@@ -259,7 +259,7 @@ def recipe_toml(results: DecodeResults, best: DecodeRow) -> str:
 def table(results: DecodeResults, width: int) -> Table:
     """Our greedy loop and the library's, then the fastest first."""
     shown = Table(
-        title=f"compare decode: {results.model}, {results.environment['dtype']} weights",
+        title=f"compare decode: {results.model}, {results.environment['weights']} weights",
         caption="speed: times our greedy loop, in turns on every prompt; identical: texts equal to greedy's",
     )
     shown.add_column("method", overflow="fold")

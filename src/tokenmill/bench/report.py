@@ -429,7 +429,10 @@ def depth_html(results: Results) -> str:
     return Template((HERE / "depth_page.html").read_text(encoding="utf-8")).substitute(parts)
 
 
-SHOWN = ("machine", "cores", "threads", "system", "device", "dtype", "parameters", "versions", "seed", "quick", "date")
+SHOWN = (
+    "machine", "cores", "threads", "system", "device", "dtype", "weights", "parameters", "versions", "seed", "quick",
+    "date",
+)  # fmt: skip
 
 
 def _plain(value: Any) -> str:
@@ -438,7 +441,7 @@ def _plain(value: Any) -> str:
 
 def _told_environment(environment: dict[str, Any]) -> str:
     return (
-        f"{environment['machine']}, {environment['threads']} threads, {environment['dtype']}, "
+        f"{environment['machine']}, {environment['threads']} threads, {environment['weights']}, "
         f"seed {environment['seed']}, {environment['date']}{', quick run' if environment['quick'] else ''}"
     )
 
