@@ -51,6 +51,17 @@ def walk(data):
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_training_leaves_the_model_as_it_was(spec, data):
+    model = copy.deepcopy(tiny("llama"))
+    for p in model.parameters():
+        p.grad = None
+    frozen = next(model.parameters()).requires_grad_(False)
+    fit(spec, model, text=data, steps=1, rows=2, length=32)
+    assert all(p.grad is None for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == [p is not frozen for p in model.parameters()]
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_trained_heads_draft_and_change_no_text(spec, data):
     model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
     with pytest.raises(ModelError, match=f"run: tokenmill train {spec.partition('(')[0]}"):

@@ -350,15 +350,20 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _at_rest(model: Any) -> Iterator[None]:
-    """The frozen model in eval mode."""
-    was = None if model is None else model.training
-    if model is not None:
-        model.eval()
+    """The frozen model in eval mode: parts that learn through its layers leave no gradients on its weights."""
+    if model is None:
+        yield
+        return
+    was, learning = model.training, [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in learning:
+        p.requires_grad_(False)
     try:
         yield
     finally:
-        if model is not None:
-            model.train(was)
+        model.train(was)
+        for p in learning:
+            p.requires_grad_(True)
 
 
 @contextmanager
