@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -9,6 +11,11 @@ from torch.nn.functional import cross_entropy
 from tokenmill.types import Batch
 
 SAMPLE = 12  # places of a row
+DECAY = 0.8  # what a place counts, the next one further on
+
+Ahead = Sequence[
+    tuple[Tensor, Tensor]
+]  # a place ahead: states (B, A, E), and the places (A,) whose token they foretell
 
 
 def places(batch: Batch, ahead: int) -> Tensor:
@@ -30,3 +37,13 @@ def agreement(batch: Batch, states: Tensor, at: Tensor) -> Tensor:
 def hits(batch: Batch, states: Tensor, at: Tensor) -> float:
     """Share of the places where the states' likeliest token is the model's."""
     return float((batch.head(states).argmax(-1) == said(batch, at)).float().mean())
+
+
+def foretelling(batch: Batch, ahead: Ahead) -> Tensor:
+    """The loss of states that foretell several places: the sum of their disagreements, the further the less."""
+    return torch.stack([DECAY**d * agreement(batch, *told) for d, told in enumerate(ahead)]).sum()
+
+
+def foretold(batch: Batch, ahead: Ahead) -> dict[str, float]:
+    """How often each place ahead is foretold as the model says it."""
+    return {f"right at place {d}": hits(batch, *told) for d, told in enumerate(ahead, 1)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from tokenmill.types import Draft, Growth, Guess, Said
+from tokenmill.ops.trees import level
+from tokenmill.types import Draft, Growth, Guess, Said, Tree
 
 
 def nucleus(logits: Tensor, order: Tensor, share: float) -> Tensor:
@@ -112,3 +113,16 @@ def likeliest(logits: Tensor, width: int) -> Guess:
     """The guesses of a source that knows a whole distribution, (M, V) logits."""
     values, tokens = logits.topk(min(width, logits.shape[-1]), dim=-1)
     return Guess(tokens, (values - logits.logsumexp(-1, keepdim=True)).exp(), logits)
+
+
+def by_level(logits: Tensor, width: int) -> Callable[[Tree, Sequence[int]], Guess]:
+    """What a source says that knows one distribution for each level below the root, logits (L, V): none below L."""
+
+    def look(tree: Tree, at: Sequence[int]) -> Guess:
+        deep = torch.tensor([level(tree, node) for node in at], device=logits.device)
+        if not len(logits):
+            return Guess(torch.full((len(at), 1), -1), torch.zeros(len(at), 1))
+        guess = likeliest(logits[deep.clamp(max=len(logits) - 1)], width)
+        return Guess(guess.tokens.masked_fill((deep >= len(logits))[:, None], -1), guess.chances, guess.logits)
+
+    return look

@@ -26,7 +26,7 @@ class Larger:
 
     def __call__(self, new: Sequence[int]) -> Tensor:
         """(1, V)."""
-        logits = self.session.read(torch.tensor([[*self.missed, *new]]))
+        logits = self.session.read(torch.tensor([[*self.missed, *new]], device=self.session.model.device))
         self.missed = []
         self.writer._stats.asked += 1
         return logits

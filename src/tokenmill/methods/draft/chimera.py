@@ -9,10 +9,11 @@ of them, W_out its own head, M a network of two layers. Distance counts as in AL
 Zeng et al., "Chimera: A Lossless Decoding Method for Accelerating Large Language Models Inference by Fusing all
 Tokens", 2024.
 
-Differs: the paper's upper layer attends to encodings of every token, drafted ones included, and its heads guess several
-places from one of them; here it attends to the model's states of the newest `window` tokens, and the encoder reads each
-drafted token. Trained on what the model itself says is likeliest after real text, on a sample of the places of each
-batch.
+Differs: in the authors' code M alone gives g, without e_t; the upper part is a whole decoder layer, rotary and with a
+feed-forward part, in which drafted tokens also see each other's encodings; the head reads the model's state and the
+layer's side by side, with weights of its own that begin as the model's head twice; and that layer's state is drawn to
+the model's next one. Here the upper part is attention alone, over the model's states of the newest tokens. Trained on
+what the model itself says is likeliest after real text, on a sample of the places of each batch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from tokenmill.method import method
-from tokenmill.ops.distil import agreement, hits, places
+from tokenmill.ops.distil import Ahead, foretelling, foretold, places
 from tokenmill.ops.sampling import likeliest
 from tokenmill.ops.trees import level
 from tokenmill.types import Batch, Guess, Learned, Tree, Verified
@@ -89,15 +90,17 @@ def _states(parts: Any, batch: Batch, at: Tensor) -> list[Tensor]:
     return out
 
 
-def objective(parts: Any, batch: Batch) -> Tensor:
+def _ahead(parts: Any, batch: Batch) -> Ahead:
     at = places(batch, DEPTH + 1)
-    losses = [0.8**d * agreement(batch, s, at + d + 1) for d, s in enumerate(_states(parts, batch, at))]
-    return torch.stack(losses).sum()
+    return [(s, at + d + 1) for d, s in enumerate(_states(parts, batch, at))]
+
+
+def objective(parts: Any, batch: Batch) -> Tensor:
+    return foretelling(batch, _ahead(parts, batch))
 
 
 def figure(parts: Any, batch: Batch) -> dict[str, float]:
-    at = places(batch, DEPTH + 1)
-    return {f"right at place {d + 1}": hits(batch, s, at + d + 1) for d, s in enumerate(_states(parts, batch, at))}
+    return foretold(batch, _ahead(parts, batch))
 
 
 @method(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, silu
 
 from tokenmill.method import method
-from tokenmill.ops.distil import agreement, hits, places
+from tokenmill.ops.distil import Ahead, foretelling, foretold, places
 from tokenmill.ops.sampling import likeliest
 from tokenmill.types import Batch, Guess, Learned, Tree, Verified
 
@@ -62,24 +62,22 @@ def parts(config: Any, *, heads: int = 9) -> nn.Module:
     return Regressive(config.hidden_size, heads)
 
 
-def _states(parts: Any, batch: Batch, at: Tensor) -> list[Tensor]:
+def _ahead(parts: Any, batch: Batch) -> Ahead:
     """The state after 1 .. DEPTH of the text's own tokens behind each place."""
+    at = places(batch, DEPTH + 1)
     state, out = parts.begin(batch.hidden[:, at]), []
     for d in range(1, DEPTH + 1):
         state = parts.go_on(state, batch.embed(batch.ids[:, at + d]).float())
-        out.append(parts.out(state))
+        out.append((parts.out(state), at + d))
     return out
 
 
 def objective(parts: Any, batch: Batch) -> Tensor:
-    at = places(batch, DEPTH + 1)
-    losses = [0.8**d * agreement(batch, s, at + d + 1) for d, s in enumerate(_states(parts, batch, at))]
-    return torch.stack(losses).sum()
+    return foretelling(batch, _ahead(parts, batch))
 
 
 def figure(parts: Any, batch: Batch) -> dict[str, float]:
-    at = places(batch, DEPTH + 1)
-    return {f"right at place {d + 1}": hits(batch, s, at + d + 1) for d, s in enumerate(_states(parts, batch, at))}
+    return foretold(batch, _ahead(parts, batch))
 
 
 @method(

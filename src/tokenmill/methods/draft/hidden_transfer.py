@@ -15,17 +15,15 @@ each batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokenmill.method import method
-from tokenmill.ops.distil import agreement, hits, places
-from tokenmill.ops.sampling import likeliest
-from tokenmill.ops.trees import level
-from tokenmill.types import Batch, Guess, Learned, Tree, Verified
+from tokenmill.ops.distil import Ahead, foretelling, foretold, places
+from tokenmill.ops.sampling import by_level
+from tokenmill.types import Batch, Learned, Verified
 
 TRAINING = {"rows": 4, "steps": 300, "lr": 1e-3}
 
@@ -53,7 +51,7 @@ def layers(config: Any, *, layers: int = 20, future: int = 3) -> tuple[int, ...]
     return (layers - 1,)
 
 
-def _told(parts: Any, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+def _ahead(parts: Any, batch: Batch) -> Ahead:
     """For each place on from the root: final states (B, A, E), and the places whose token they should say."""
     at = places(batch, len(parts.places) + 1)
     final = batch.above(parts.layer, parts(batch.states[parts.layer][:, at]), at)  # (B, A, future, E)
@@ -61,11 +59,11 @@ def _told(parts: Any, batch: Batch) -> list[tuple[Tensor, Tensor]]:
 
 
 def objective(parts: Any, batch: Batch) -> Tensor:
-    return torch.stack([0.8**i * agreement(batch, *told) for i, told in enumerate(_told(parts, batch))]).sum()
+    return foretelling(batch, _ahead(parts, batch))
 
 
 def figure(parts: Any, batch: Batch) -> dict[str, float]:
-    return {f"right at place {i}": hits(batch, *told) for i, told in enumerate(_told(parts, batch), 1)}
+    return foretold(batch, _ahead(parts, batch))
 
 
 @method(
@@ -90,10 +88,4 @@ def hidden_transfer(
 ) -> tuple[object, None]:
     assert learned.above is not None
     logits = learned.head(learned.above(layers - 1, learned.parts(seen.states[layers - 1][seen.tip])))  # (future, V)
-
-    def look(tree: Tree, at: Sequence[int]) -> Guess:
-        deep = torch.tensor([level(tree, node) for node in at])
-        guess = likeliest(logits[deep.clamp(max=future - 1)], width)
-        return Guess(guess.tokens.masked_fill((deep >= future)[:, None], -1), guess.chances, guess.logits)
-
-    return look, None
+    return by_level(logits, width), None

@@ -13,7 +13,6 @@ head a matrix of its own, started from that one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from tokenmill.method import method
-from tokenmill.ops.distil import agreement, hits, places
-from tokenmill.ops.sampling import likeliest
-from tokenmill.ops.trees import level
-from tokenmill.types import Batch, Guess, Learned, Tree, Verified
+from tokenmill.ops.distil import Ahead, foretelling, foretold, places
+from tokenmill.ops.sampling import by_level
+from tokenmill.types import Batch, Learned, Verified
 
 TRAINING = {"rows": 4, "steps": 400, "lr": 1e-3}
 
@@ -47,18 +45,19 @@ def parts(config: Any, *, heads: int = 3) -> nn.Module:
     return Heads(config.hidden_size, heads)
 
 
-def objective(parts: Any, batch: Batch) -> Tensor:
+def _ahead(parts: Any, batch: Batch) -> Ahead:
     count = len(parts.blocks)
     at = places(batch, count + 1)
     states = parts(batch.hidden[:, at])  # (B, A, heads, E)
-    return torch.stack([0.8**k * agreement(batch, states[:, :, k], at + k + 1) for k in range(count)]).sum()
+    return [(states[:, :, k], at + k + 1) for k in range(count)]
+
+
+def objective(parts: Any, batch: Batch) -> Tensor:
+    return foretelling(batch, _ahead(parts, batch))
 
 
 def figure(parts: Any, batch: Batch) -> dict[str, float]:
-    count = len(parts.blocks)
-    at = places(batch, count + 1)
-    states = parts(batch.hidden[:, at])
-    return {f"right at place {k + 1}": hits(batch, states[:, :, k], at + k + 1) for k in range(count)}
+    return foretold(batch, _ahead(parts, batch))
 
 
 @method(
@@ -75,10 +74,4 @@ def medusa(
     seen: Verified, state: None, learned: Learned, *, heads: int = 3, width: int = 6, weights: str | None = None
 ) -> tuple[object, None]:
     logits = learned.head(learned.parts(seen.newest))  # (heads, V)
-
-    def look(tree: Tree, at: Sequence[int]) -> Guess:
-        deep = torch.tensor([level(tree, node) for node in at])
-        guess = likeliest(logits[deep.clamp(max=heads - 1)], width)
-        return Guess(guess.tokens.masked_fill((deep >= heads)[:, None], -1), guess.chances, guess.logits)
-
-    return look, None
+    return by_level(logits, width), None

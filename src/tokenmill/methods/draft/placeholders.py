@@ -15,17 +15,15 @@ text, at a sample of the places of each batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokenmill.method import method
-from tokenmill.ops.distil import agreement, hits, places
-from tokenmill.ops.sampling import likeliest
-from tokenmill.ops.trees import level
-from tokenmill.types import Batch, Guess, Learned, Tree, Verified
+from tokenmill.ops.distil import Ahead, foretelling, foretold, places
+from tokenmill.ops.sampling import by_level
+from tokenmill.types import Batch, Learned, Verified
 
 TRAINING = {"rows": 4, "steps": 300, "lr": 1e-2}
 
@@ -40,7 +38,7 @@ def parts(config: Any, *, future: int = 3) -> nn.Module:
     return Blanks(config.hidden_size, future)
 
 
-def _told(parts: Any, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+def _ahead(parts: Any, batch: Batch) -> Ahead:
     """Of each placeholder: final states (B, A, E), and the places whose token they should say."""
     count = len(parts.blanks)
     at = places(batch, count + 1)
@@ -49,11 +47,11 @@ def _told(parts: Any, batch: Batch) -> list[tuple[Tensor, Tensor]]:
 
 
 def objective(parts: Any, batch: Batch) -> Tensor:
-    return torch.stack([0.8**i * agreement(batch, *told) for i, told in enumerate(_told(parts, batch))]).sum()
+    return foretelling(batch, _ahead(parts, batch))
 
 
 def figure(parts: Any, batch: Batch) -> dict[str, float]:
-    return {f"right at place {i}": hits(batch, *told) for i, told in enumerate(_told(parts, batch), 1)}
+    return foretold(batch, _ahead(parts, batch))
 
 
 @method(
@@ -79,13 +77,4 @@ def placeholders(
     logits = seen.beyond if seen.beyond is not None and bool(seen.accepted[-1]) else seen.logits[:0]  # (0 .. future, V)
     sure = logits.float().softmax(-1).amax(-1) > threshold
     unit = int(sure.long().cumprod(0).sum())  # how many in a row are sure
-
-    def look(tree: Tree, at: Sequence[int]) -> Guess:
-        deep = torch.tensor([level(tree, node) for node in at])
-        if not unit:
-            nothing = torch.full((len(at), 1), -1)
-            return Guess(nothing, torch.zeros(len(at), 1))
-        guess = likeliest(logits[deep.clamp(max=unit - 1).to(logits.device)], width)
-        return Guess(guess.tokens.masked_fill((deep >= unit)[:, None], -1), guess.chances, guess.logits)
-
-    return look, None
+    return by_level(logits[:unit], width), None
