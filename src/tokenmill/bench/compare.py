@@ -13,11 +13,13 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -84,22 +86,44 @@ def compare(
         "versions": _versions(),
     }
     again = _command(track, model, weights, methods, budgets, input, folder, seed, quick, prompt)
-    with Store(folder, settings, resume=resume) as store:
-        try:
-            return _measure(
-                store, console, track=track, model=model, weights=weights, rows=rows, plan=plan, seed=seed, quick=quick,
-                source=source, input=input, prompt=prompt, settings=settings,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            _stopped(console, store, again)
-            raise
+    with Store(folder, settings, resume=resume) as store, _resumable(console, store, again):
+        return _measure(
+            store, console, track=track, model=model, weights=weights, rows=rows, plan=plan, seed=seed, quick=quick,
+            source=source, input=input, prompt=prompt, settings=settings,
+        )  # fmt: skip
 
 
-def _stopped(console: Console, store: Store, again: str) -> None:
-    console.print(
-        f"\nStopped. {len(store.cells())} measured cells are safe in {store.file}; to go on:\n  {again}",
-        style="yellow", soft_wrap=True, markup=False, highlight=False,
-    )  # fmt: skip
+@contextmanager
+def _resumable(console: Console, store: Store, again: str) -> Iterator[None]:
+    """Around what Ctrl-C may end: says what is safe and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(
+            f"\nStopped. {len(store.cells())} measured cells are safe in {store.file}; to go on:\n  {again}",
+            style="yellow", soft_wrap=True, markup=False, highlight=False,
+        )  # fmt: skip
+        raise
+
+
+def _noted(console: Console, notes: Sequence[str], refused: dict[str, str]) -> None:
+    for note in [*notes, *(f"left out {spec}: {why}" for spec, why in refused.items())]:
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+
+
+def _finished(
+    store: Store, console: Console, results: BaseModel, drawn: str, toml: str | None, shown: Table,
+    lines: Sequence[str], winner: str | None,
+) -> Path:  # fmt: skip
+    """Write the files of a run and print its table, what there is to say to it, and where the files are."""
+    path = store.write("results.json", results.model_dump_json(by_alias=True, indent=1) + "\n")
+    page = store.write("report.html", drawn)
+    if toml is not None:
+        winner = f"{winner}, in {store.write('recipe.toml', toml)}"
+    console.print(shown)
+    for line in [*lines, *([winner] if winner else []), f"Report: {page}", f"Figures: {path}"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return store.folder
 
 
 def _measure(
@@ -125,8 +149,7 @@ def _measure(
         tasks.default_prompt() if prompt is None else prompt,
     )  # fmt: skip
     refused = work.preflight()
-    for note in [*notes, *(f"left out {spec}: {why}" for spec, why in refused.items())]:
-        console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+    _noted(console, notes, refused)
     _run(work, console)
     cells = store.cells()
     environment = {
@@ -149,16 +172,12 @@ def _measure(
     figures.mark(made)
     made = figures.best_first(made)
     results = Results(schema=1, track=track, model=model, environment=environment, rows=made)
-    path = store.write("results.json", results.model_dump_json(by_alias=True, indent=1) + "\n")
     drawn = report.depth_html(results) if track == "depth" else report.html(results, _picture(work, cells))
-    page = store.write("report.html", drawn)
     best = figures.shallow_winner(made) if track == "depth" else figures.winner(made)
+    toml, won = None, None
     if best is not None:
-        store.write("recipe.toml", recipe_toml(results, best))
-    console.print(table(results, console.width))
-    for line in _closing(results, best, path, page):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return store.folder
+        toml, won = recipe_toml(results, best), f"Winner ({_why(results)}): {best.spec}"
+    return _finished(store, console, results, drawn, toml, table(results, console.width), _closing(results), won)
 
 
 def _compare_decode(
@@ -181,22 +200,17 @@ def _compare_decode(
         "versions": _versions(),
     }  # fmt: skip
     again = _command("decode", model, weights, methods, None, input, folder, seed, quick, None)
-    with Store(folder, settings, resume=resume) as store:
-        try:
-            with console.status(f"loading {model}"):
-                network, tokenizer = _load(model, weights)
-            _same_weights(store, network, model)
-            context = _context(network)
-            ids = [prompts.encoded(tokenizer, p, min(1024, context - new - 1)) for p in given]
-            refused = decode.preflight(network, rows, ids[0])
-            for spec, why in refused.items():
-                console.print(f"note: left out {spec}: {why}", style="yellow", markup=False, highlight=False)
-            kept = [row for row in rows if row not in refused]
-            work = decode.Decoding(network, tokenizer, given, ids, kept, store, new)
-            _run(work, console)
-        except KeyboardInterrupt:
-            _stopped(console, store, again)
-            raise
+    with Store(folder, settings, resume=resume) as store, _resumable(console, store, again):
+        with console.status(f"loading {model}"):
+            network, tokenizer = _load(model, weights)
+        _same_weights(store, network, model)
+        context = _context(network)
+        ids = [prompts.encoded(tokenizer, p, min(1024, context - new - 1)) for p in given]
+        refused = decode.preflight(network, rows, ids[0])
+        _noted(console, [], refused)
+        kept = [row for row in rows if row not in refused]
+        work = decode.Decoding(network, tokenizer, given, ids, kept, store, new)
+        _run(work, console)
         cells = store.cells()
         measured = cells[decode.COST, 0, decode.FULL][0]
         environment = {
@@ -205,23 +219,17 @@ def _compare_decode(
         }  # fmt: skip
         made = decode.best_first([decode.row_of(row, cells, given, seed) for row in kept])
         results = decode.DecodeResults(schema=1, track="decode", model=model, environment=environment, rows=made)
-        path = store.write("results.json", results.model_dump_json(by_alias=True, indent=1) + "\n")
         seconds = {int(w): s for w, s in measured["seconds"].items()}
-        page = store.write("report.html", decode_report.html(results, seconds, measured["context"]))
+        drawn = decode_report.html(results, seconds, measured["context"])
         best = decode.winner(made)
-        if best is not None and best.spec != decode.FULL:
-            store.write("recipe.toml", decode.recipe_toml(results, best))
-        console.print(decode.table(results, console.width))
+        toml, won = None, None
+        if best is not None:
+            drafts = best.spec != decode.FULL
+            won = f"Winner ({decode.WINNER}): {best.spec if drafts else 'drafting nothing'}"
+            toml = decode.recipe_toml(results, best) if drafts else None
         curve = ", ".join(f"{w} tokens {s * 1000:.0f} ms" for w, s in sorted(seconds.items()))
         lines = [f"a pass behind {measured['context']} tokens: {curve}"]
-        if best is not None:
-            name = (
-                "drafting nothing" if best.spec == decode.FULL else f"{best.spec}, in {path.with_name('recipe.toml')}"
-            )
-            lines.append(f"Winner ({decode.WINNER}): {name}")
-        for line in [*lines, f"Report: {page}", f"Figures: {path}"]:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        return store.folder
+        return _finished(store, console, results, drawn, toml, decode.table(results, console.width), lines, won)
 
 
 # ---- the run ----------------------------------------------------------------------------------------------------
@@ -562,15 +570,12 @@ def table(results: Results, width: int) -> Table:
     return shown
 
 
-def _closing(results: Results, best: Row | None, path: Path, page: Path) -> list[str]:
+def _closing(results: Results) -> list[str]:
     cost, speed = results.environment["cost"], results.environment["speed"]
-    lines = [
+    return [
         f"decode: tokens a second at batch {speed['decode_batch']}, context {speed['decode_context']}; "
         f"prefill: batch {speed['prefill_batch']}, context {speed['prefill_context']}; both as ratios to the "
         "untouched model, measured in turns (its own row, against itself, shows the noise).",
         f"One more method and budget costs {cost['one_more_row_seconds']:.1f} s, "
         f"{cost['share_of_this_run']:.1%} of this run ({cost['share_of_a_run_alone']:.0%} of measuring it alone).",
     ]
-    if best is not None:
-        lines.append(f"Winner ({_why(results)}): {best.spec}, in {path.with_name('recipe.toml')}")
-    return [*lines, f"Report: {page}", f"Figures: {path}"]

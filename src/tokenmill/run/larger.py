@@ -13,6 +13,7 @@ from tokenmill.errors import SpecError
 from tokenmill.method import Method, Recipe
 from tokenmill.models.architectures import decoder_of
 from tokenmill.models.cache import MillCache
+from tokenmill.models.trained import watched
 from tokenmill.run.drafter import second_model, shallow
 from tokenmill.run.session import Session
 
@@ -36,17 +37,10 @@ def writing_part(method: Method, model: Any, recipe: Recipe) -> Recipe:
     """The recipe under which a model's first layers write, if it is itself the larger one."""
     if method.knobs["model"]:
         return recipe
-    return recipe + Recipe((shallow(layers=first(method, len(decoder_of(model).layers))),))
-
-
-def first(method: Method, count: int) -> int:
-    """How many layers write."""
-    layers = method.knobs["layers"]
-    if layers is None:
-        return max(1, round(count * 2 / 3))
-    if layers >= count:
+    layers, count = method.knobs["layers"], len(decoder_of(model).layers)
+    if layers is not None and layers >= count:
         raise SpecError(f"{method!r}: layers must be fewer than the model's {count}")
-    return int(layers)
+    return recipe + Recipe((shallow(layers=watched(method, model)[0] + 1),))
 
 
 def larger_model(method: Method, model: Any, tokenizer: Any, assistant: Any = None) -> Any:
