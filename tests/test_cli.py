@@ -37,7 +37,7 @@ def refused(*args, stdin=None) -> str:
 
 def command(*args, **kwargs):
     return subprocess.run(
-        [sys.executable, "-m", "tokenmill.cli", *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs
+        [sys.executable, "-m", "tokenmill", *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs
     )
 
 
@@ -81,7 +81,7 @@ def test_ls_of_a_verb_without_methods(monkeypatch):
 @pytest.mark.parametrize("args", [("ls", "--json"), ("ls",), ("show", "snapkv")], ids=" ".join)
 def test_listing_loads_no_torch(args):
     script = (
-        "import sys; from tokenmill.cli import main\n"
+        "import sys; from tokenmill.__main__ import main\n"
         f"sys.argv[1:] = {list(args)!r}\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code in (0, None), end.code\n"
@@ -100,9 +100,9 @@ def test_ls_json_is_quick():
         subprocess.run([sys.executable, *python], check=True, capture_output=True, timeout=60)
         return time.perf_counter() - began
 
-    taken = [seconds("-m", "tokenmill.cli", "ls", "--json") for _ in range(7)]
+    taken = [seconds("-m", "tokenmill", "ls", "--json") for _ in range(7)]
     bare = statistics.median(seconds("-c", "import asyncio, json") for _ in range(3))
-    assert min(taken) < 0.3 or min(taken) < 6 * bare, taken
+    assert min(taken) < 0.3 or min(taken) < 3 * bare, taken
 
 
 def test_show_has_it_all(tmp_path):
@@ -209,7 +209,7 @@ def test_ctrl_c_is_130_and_one_line(monkeypatch):
 
 def test_a_pipe_that_closes_early():
     done = subprocess.run(
-        f"{sys.executable} -m tokenmill.cli ls | head -1", shell=True, capture_output=True, text=True, timeout=60
+        f"{sys.executable} -m tokenmill ls | head -1", shell=True, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.startswith("method")
     assert "Traceback" not in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,11 @@ def methods(verb: str | None = None) -> list[str]:
     if verb is not None and verb not in VERBS:
         raise SpecError(f"no verb '{verb}'; {did_you_mean(verb, VERBS)}")
     return [name for name, entry in entries().items() if verb in (None, entry.verb)]
+
+
+def as_json(verb: str | None = None) -> str:
+    """What `tokenmill ls --json` prints: a list of `Entry.row`, one a method."""
+    return json.dumps([find(name).row() for name in methods(verb)], indent=1, ensure_ascii=False)
 
 
 def _read(path: Path, verb: str) -> Entry:

@@ -58,14 +58,6 @@ Before = Annotated[Path | None, typer.Option("--input", help="A text file that g
 Input = Annotated[Path | None, typer.Option("--input", help="A text file of your own.")]
 
 
-def main() -> None:
-    """Entry point of the `tokenmill` command."""
-    try:
-        app()
-    except KeyboardInterrupt:  # before a command began
-        sys.exit(130)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"tokenmill {__version__}")
@@ -85,10 +77,10 @@ def ls(
     as_json: Annotated[bool, typer.Option("--json", help="All fields, for scripts.")] = False,
 ) -> None:
     """List the methods."""
-    found = [catalog.find(name) for name in catalog.methods(verb)]
     if as_json:
-        print(json.dumps([entry.row() for entry in found], indent=1, ensure_ascii=False))
+        print(catalog.as_json(verb))
         return
+    found = [catalog.find(name) for name in catalog.methods(verb)]
     from rich.table import Table
 
     table = Table("method", "verb", "year", "what it does", box=None, pad_edge=False)
@@ -431,7 +423,3 @@ def _console() -> Console:
 
 def _complain(line: str) -> None:
     print(f"tokenmill: {line}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

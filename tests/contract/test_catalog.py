@@ -91,7 +91,7 @@ def test_ls_imports_no_torch():
     pytest.importorskip("tokenmill.cli")
     code = (
         "import sys; sys.argv = ['tokenmill', 'ls', '--json']\n"
-        "from tokenmill.cli import main\n"
+        "from tokenmill.__main__ import main\n"
         "try: main()\nexcept SystemExit as end: assert not end.code\n"
         "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules], file=sys.stderr)"
     )
