@@ -39,6 +39,7 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "temperature": (0.0, math.inf, False, "softmax temperature"),
     "depth": (1, math.inf, False, "levels of a draft tree, or layers"),
     "width": (1, math.inf, False, "children of a node"),
+    "words": (1, math.inf, False, "guesses are among so many tokens, the first of the vocabulary"),
     "layers": (1, math.inf, False, "layers: the first ones, or those of a small model"),
     "hidden": (1, math.inf, False, "numbers in a token's state, in a small model"),
     "recursions": (1, math.inf, False, "times that the shared layers run at most"),
@@ -215,6 +216,14 @@ def grown(draft: Method) -> Method:
     return get(draft.card.tree)(source=alone, **size)
 
 
+def lineage(draft: Method) -> Iterator[Method]:
+    """A draft method, the source it draws from, and that one's own first source."""
+    at: Method | None = draft
+    while at is not None:
+        yield at
+        at = at.knobs.get("source")
+
+
 def _value(method_name: str, knob: str, value: Any, hint: Any) -> Any:
     allowed = typing.get_args(hint) if typing.get_origin(hint) else (hint,)
     where = f"{method_name}: {knob}"
@@ -225,6 +234,9 @@ def _value(method_name: str, knob: str, value: Any, hint: Any) -> Any:
             raise SpecError(f"{where} takes a method such as snapkv, not {value!r}")
         if knob == "source" and value.card.role != "source":
             raise SpecError(f"{where} takes a source of drafts such as token_recycling, not {value!r}")
+        if knob == "other" and (value.card.role != "source" or value.card.trains or "drafter" in value.card.needs):
+            raise SpecError(f"{where} takes a source that needs no model and no training such as prompt_lookup, "
+                            f"not {value!r}; a source that does goes first, as source=")  # fmt: skip
         return value
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, tuple | list) or not all(isinstance(v, int) and v > 0 for v in value):

@@ -385,6 +385,12 @@ class Batch:
         with torch.no_grad():
             return self.head(self.hidden)
 
+    @cached_property
+    def likeliest(self) -> Tensor:
+        """(B, T): the token that the frozen model would say after each. Their logits are not kept."""
+        with torch.no_grad():
+            return torch.stack([self.head(row).argmax(-1) for row in self.hidden])
+
     def head(self, hidden: Tensor) -> Tensor:
         """(..., E) -> (..., V) by the frozen model's own head; gradients flow to `hidden`, not to the head."""
         return self.frozen.head(hidden)  # type: ignore[union-attr]

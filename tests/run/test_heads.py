@@ -8,7 +8,7 @@ import torch
 import tokenmill.run.fit as fitting
 from tiny import ids, tiny
 from tokenmill.errors import ModelError, SpecError
-from tokenmill.method import get
+from tokenmill.method import get, parse
 from tokenmill.methods.draft import judge, lud
 from tokenmill.methods.draft.chimera import Fusing
 from tokenmill.methods.draft.chimera import _states as chimera_states
@@ -16,6 +16,7 @@ from tokenmill.methods.draft.clover import Regressive
 from tokenmill.methods.draft.judge import Verdict
 from tokenmill.methods.draft.medusa import Heads
 from tokenmill.models import weights
+from tokenmill.models.trained import learned
 from tokenmill.ops.trees import Sapling
 from tokenmill.run.corpus import Corpus
 from tokenmill.run.drafter import Ladder
@@ -90,6 +91,38 @@ def test_packed_weights_use_what_was_trained_for_the_model(spec, data):
     out = generate(packed, None, [prompt], f"chain(source={spec}, nodes=2)", max_new_tokens=16, ignore_eos=True)[0]
     assert out.ids == plain.ids
     assert out.stats.drafted > 0
+
+
+@pytest.mark.parametrize("spec", ["medusa(words=40)", "clover(heads=4, words=40)", "s2d(exits=(1, 2), words=40)"])
+def test_guesses_are_among_the_first_words(spec, data):
+    model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
+    fit(spec, model, text=data, steps=2, rows=2, length=32)
+    whole = model.get_output_embeddings()
+    hidden = torch.randn(3, whole.in_features)
+    for network in (model, *(weights.pack(copy.deepcopy(model), kind) for kind in ("int8", "float16"))):
+        few = learned(parse(spec), network).head(hidden)
+        torch.testing.assert_close(few[:, :40], network.get_output_embeddings()(hidden)[:, :40])
+        assert few.shape == (3, whole.out_features)
+        assert bool((few[:, 40:] == -torch.inf).all())
+    plain = generate(model, None, [prompt], max_new_tokens=24, ignore_eos=True)[0]
+    out = generate(model, None, [prompt], f"chain(source={spec}, nodes=3)", max_new_tokens=24, ignore_eos=True)[0]
+    assert out.ids == plain.ids
+    assert out.stats.drafted > 0
+
+
+@pytest.mark.parametrize("source", ["medusa", "s2d(exits=(1, 2))", "first_layers(layers=2)"])
+def test_two_sources_of_which_one_has_a_model_or_a_trained_part(source, data):
+    model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
+    if "first" not in source:
+        fit(source, model, text=data, steps=2, rows=2, length=32)
+    plain = generate(model, None, [prompt], max_new_tokens=24, ignore_eos=True)[0]
+    both = f"both(source={source}, other=prompt_lookup)"
+    for recipe in (f"chain(source={both}, nodes=3)", f"dyspec(source={both})", f"auto(source=both(source={both}))"):
+        out = generate(model, None, [prompt], recipe, max_new_tokens=24, ignore_eos=True)[0]
+        assert out.ids == plain.ids
+        assert out.stats.drafted > 0 or "auto" in recipe
+    with pytest.raises(SpecError, match="goes first, as source="):
+        parse(f"both(other={source})")
 
 
 def test_untrained_medusa_is_the_models_own_head():

@@ -18,10 +18,12 @@ from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import method, parse
 from tokenmill.ops.trees import Sapling
 from tokenmill.run.choose import Chooser
+from tokenmill.run.corpus import Corpus
 from tokenmill.run.drafter import Drafter
+from tokenmill.run.fit import fit
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
-from tokenmill.run.speculate import speculate
+from tokenmill.run.speculate import speculate, taught
 from tokenmill.types import Draft
 
 GREEDY = Chooser(0.0, 1.0, 0, 1)
@@ -201,10 +203,11 @@ def test_only_accepted_tokens_reach_the_cache(name, spec):
 
 
 DRAWN = ["prompt_lookup", "jacobi(nodes=3)", "dyspec(source=draft_model, nodes=4)", "rsd(source=draft_model, width=2)"]
+TAUGHT = ["dyspec(source=medusa(words=3), nodes=4)", "rsd(source=clover(heads=4, words=3), width=2)"]
 
 
-@pytest.mark.parametrize("shape", [*DRAWN, "right", "copies"])
-def test_sampling_keeps_the_distribution(shape):
+@pytest.mark.parametrize("shape", [*DRAWN, *TAUGHT, "right", "copies"])
+def test_sampling_keeps_the_distribution(shape, monkeypatch, tmp_path):
     """The first two tokens that come out of a draft, drawn thousands of times with and without drafts."""
     torch.manual_seed(0)
     vocabulary, draws = 5, 700 if shape == "copies" else 300
@@ -236,7 +239,11 @@ def test_sampling_keeps_the_distribution(shape):
         parents = torch.tensor([-1] * 10 + list(range(10)))
         return Draft(tokens, parents), None
 
-    draft = parse(shape) if shape in DRAWN else guesses
+    draft = parse(shape) if shape in (*DRAWN, *TAUGHT) else guesses
+    if shape in TAUGHT:
+        monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
+        text = torch.randint(vocabulary, (600,))
+        fit(taught(draft), model, text=Corpus(text, text[:200]), steps=2, rows=2, length=32)
     with torch.no_grad():
         paths = {}
 
@@ -253,7 +260,7 @@ def test_sampling_keeps_the_distribution(shape):
     chooser = Chooser(1.0, 1.0, 7, 1)
     found: Counter[tuple[int, ...]] = Counter()
     session = Session(model)
-    with session.engaged():
+    with torch.no_grad(), session.engaged():
         for _ in range(draws):
             session.cache = None
             out: list[int] = []

@@ -49,6 +49,7 @@ class Task:
     tail: int = 0  # tokens after the prompt that are scored (continuation, drift)
     block: int = 256  # tokens read in one pass after the decision
     needles: int = 1
+    items: int = 16  # of the list that is to be recalled
     question_seen: bool = False
     measure: str = "exact"  # exact, share, nll, kl: what a sample's figure is
     own_text: bool = False
@@ -117,11 +118,11 @@ def plan(quick: bool = False, own_text: bool = False) -> Plan:
     if quick:
         return Plan(
             tasks=(
-                *_needles({(512, 1): 2, (512, 3): 1}),
-                Task("recall", "recall", "recall", 1, 512, measure="share"),
-                *_text(512, continuation=(2, 32), drift=(2, 16), own=own_text),
+                *_needles({(512, 1): 1, (512, 3): 1}),
+                Task("recall", "recall", "recall", 1, 512, measure="share", items=8),
+                *_text(512, continuation=(2, 24), drift=(2, 12), own=own_text),
             ),
-            speed=Speed(1, decode_context=1024, decode_steps=4, prefill_batch=1, prefill_context=256, turns=1),
+            speed=Speed(1, decode_context=1024, decode_steps=4, prefill_batch=1, prefill_context=192, turns=1),
             budgets=(0.25,),
         )
     return Plan(
@@ -318,7 +319,7 @@ def _needle(task: Task, index: int, key: str, reader: Reader) -> Sample:
 
 def _recall(task: Task, index: int, key: str, reader: Reader) -> Sample:
     rng = random.Random(key)
-    items = rng.sample(ITEMS, 16)
+    items = rng.sample(ITEMS, task.items)
     lines = [f"{n}. {item}\n" for n, item in enumerate(items, 1)]
     listed = reader.ids("Shopping list:\n" + "".join(lines) + "\n")
     ask = reader.ids("\n\nThe shopping list again:\n")

@@ -75,6 +75,13 @@ def drafted(
     return out
 
 
+def ahead_of_medusa(lab: Lab, source: str) -> list[Check]:
+    """A trained source against Medusa's heads, three places ahead, chain against chain, and against no draft."""
+    mine, rival = (f"chain(source={name}, nodes=3)" for name in (source, "medusa"))
+    out = drafted(lab, [rival, mine])
+    return [out.equal(mine), out.more(mine, GREEDY), out.more(mine, rival, "tokens a pass, three places ahead")]
+
+
 def recalled(lab: Lab, specs: Sequence[str]) -> dict[str, list[float]]:
     """Which codes hidden in text each spec writes when asked for them, 1 or 0; without drafting under GREEDY."""
     out: dict[str, list[float]] = {}

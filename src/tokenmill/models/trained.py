@@ -12,8 +12,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import linear, pad
 
 from tokenmill.errors import ModelError, SpecError, StoreError, UntrainedError
 from tokenmill.method import Method
@@ -152,8 +156,20 @@ def trained(method: Method, model: Any = None, *, name: str = "MODEL") -> nn.Mod
 
 def learned(method: Method, model: Any) -> Learned:
     """The trained part of a method that runs, and what of the model it reads and writes by."""
-    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embed = _among(model.get_output_embeddings(), method.knobs.get("words")), model.get_input_embeddings()
     return Learned(trained(method, model), head, embed, decoder_of(model).final_norm)
+
+
+def _among(head: Any, words: int | None) -> Callable[[Tensor], Tensor]:
+    """The head with the first `words` of the vocabulary computed, and the others at -inf."""
+    whole = head.out_features
+    if words is None or words >= whole:
+        return head
+    if isinstance(head, nn.Linear):
+        few = partial(linear, weight=head.weight[:words], bias=None if head.bias is None else head.bias[:words])
+    else:
+        few = head.first(words)
+    return lambda states: pad(few(states), (0, whole - words), value=-math.inf)
 
 
 def _found(method: Method, model: Any, name: str) -> Path:

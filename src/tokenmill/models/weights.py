@@ -14,6 +14,7 @@ checked in one pass says what one token at a time would have said. The others ar
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import platform
 import warnings
@@ -67,6 +68,10 @@ class Product(nn.Module):
     def rows(self, x: Tensor) -> Tensor:
         """x (M, K) float32 to (M, N) float32."""
         raise NotImplementedError
+
+    def first(self, count: int) -> Callable[[Tensor], Tensor]:
+        """The first outputs alone: (..., K) to (..., count)."""
+        return lambda x: self(x)[..., :count]
 
     @property
     def held(self) -> int:
@@ -172,6 +177,12 @@ class Blocks(Product):
         out = x.new_empty(len(x), self.out_features)
         kernels.product(self.bits, self.codes, x.contiguous(), out, self.blocks)
         return out
+
+    def first(self, count: int) -> Callable[[Tensor], Tensor]:
+        some = copy.copy(self)
+        some._buffers = {name: held if held is None else held[:count] for name, held in self._buffers.items()}
+        some.out_features, some.beside = count, None
+        return some
 
     def unpacked(self, rows: Tensor) -> Tensor:
         """These rows of the weights (M,) in float32: (M, K)."""

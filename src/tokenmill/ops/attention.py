@@ -30,8 +30,11 @@ def attention(trace: Trace, temperature: float = 1.0, noise: Tensor | None = Non
     if noise is not None:
         logits += noise[:, :, None] / temperature
     hidden = ~seen_by(trace, last)[:, :, None]  # (B, K, 1, Q, T)
-    logits.masked_fill_(hidden, torch.finfo(logits.dtype).min)
-    return logits.softmax(-1).masked_fill_(hidden, 0).flatten(1, 2)
+    paid = logits.masked_fill_(hidden, torch.finfo(logits.dtype).min).softmax(-1)
+    blind = hidden.all(-1, keepdim=True)  # (B, K, 1, Q, 1)
+    if bool(blind.any()):  # else what is hidden is zero already, and another pass over the matrix is saved
+        paid.masked_fill_(blind, 0)
+    return paid.flatten(1, 2)
 
 
 def seen_by(trace: Trace, last: int | None = None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.errors import ModelError, SpecError
-from tokenmill.method import Method, Recipe, method
+from tokenmill.method import Method, Recipe, lineage, method
 from tokenmill.models.apply import Engine
 from tokenmill.models.cache import MillCache
 from tokenmill.run.session import Session
@@ -139,8 +139,7 @@ def _line(tree: Tree, node: int) -> list[int]:
 
 def drafters(draft: Method) -> list[Method]:
     """The methods behind a draft that read with a model of their own."""
-    inside = [draft, *(k for k in draft.knobs.values() if isinstance(k, Method))]
-    return [m for m in inside if "drafter" in m.card.needs]
+    return [m for m in lineage(draft) if "drafter" in m.card.needs]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenmill.method import Method, get, grown
+from tokenmill.method import Method, get, grown, lineage
 from tokenmill.models.trained import learned, watched
 from tokenmill.ops.trees import ancestors, chain, depths
 from tokenmill.run import drafter as reading
@@ -50,7 +50,7 @@ def speculate(
     generator = None if chooser.greedy else chooser.generator(row)
     with ExitStack() as stack:
         engine = stack.enter_context(session.engaged())
-        drawn_from = grown(draft).knobs.get("source")
+        drawn_from = taught(grown(draft))
         if drawn_from is not None and "above" in drawn_from.card.needs:
             engine.watched = watched(drawn_from, session.model)
         ids = torch.tensor([prompt], device=session.model.device)
@@ -143,12 +143,12 @@ class Proposer:
         self.given: list[Any] = [*drafters]  # what the source is handed besides text and state
         self.ladder: reading.Ladder | None = None
         self.blanks = torch.empty(0)  # (M, E) placeholders behind every draft
-        if self.source is not None and self.source.card.trains:
+        if (pupil := taught(self.draft)) is not None:
             assert session is not None
-            if "climb" in self.source.card.needs:
-                self.ladder = reading.Ladder(session, watched(self.source, session.model))
-            self.given.append(replace(learned(self.source, session.model), above=session.above, climb=self.ladder))
-            if "blanks" in self.source.card.needs:
+            if "climb" in pupil.card.needs:
+                self.ladder = reading.Ladder(session, watched(pupil, session.model))
+            self.given.append(replace(learned(pupil, session.model), above=session.above, climb=self.ladder))
+            if "blanks" in pupil.card.needs:
                 self.blanks = self.given[-1].parts.blanks
         self.state: Any = None
         self.tree_state: Any = None
@@ -186,6 +186,11 @@ class Proposer:
     def nbytes(self) -> int:
         """Bytes that drafting holds besides the model's own cache."""
         return _size((self.state, self.tree_state)) + sum(d.session.stats.cache_bytes for d in self.drafters)
+
+
+def taught(draft: Method) -> Method | None:
+    """The source behind a draft that has a trained part."""
+    return next((m for m in lineage(draft) if m.card.trains), None)
 
 
 def _carried(source: Method, state: Any) -> Any:

@@ -19,10 +19,11 @@ from tokenmill.types import Guess, Tree, Verified
 
 @method(title="", role="source", tree="auto", lossless=True)
 def both(
-    seen: Verified, state: tuple[Any, Any] | None, *, source: Method = pair_recycling, other: Method = prompt_lookup
-) -> tuple[object, tuple[Any, Any]]:
+    seen: Verified, state: tuple[Any, Any] | None, *given: Any,
+    source: Method = pair_recycling, other: Method = prompt_lookup,
+) -> tuple[object, tuple[Any, Any]]:  # fmt: skip
     before = state or (None, None)
-    (one, first), (two, second) = source(seen, before[0]), other(seen, before[1])
+    (one, first), (two, second) = source(seen, before[0], *given), other(seen, before[1])
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
         rows = []

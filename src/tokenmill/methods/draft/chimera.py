@@ -13,7 +13,8 @@ Differs: in the authors' code M alone gives g, without e_t; the upper part is a 
 feed-forward part, in which drafted tokens also see each other's encodings; the head reads the model's state and the
 layer's side by side, with weights of its own that begin as the model's head twice; and that layer's state is drawn to
 the model's next one. Here the upper part is attention alone, over the model's states of the newest tokens. Trained on
-what the model itself says is likeliest after real text, on a sample of the places of each batch.
+what the model itself says is likeliest after real text, on a sample of the places of each batch. Guesses are among the
+first `words` tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def chimera(
     *,
     heads: int = 9,
     width: int = 6,
+    words: int = 16384,
     weights: str | None = None,
 ) -> tuple[object, Tensor]:
     assert seen.hidden is not None

@@ -9,7 +9,8 @@ Xiao et al., "Clover: Regressive Lightweight Speculative Decoding with Sequentia
 
 Differs: the paper's augmenting block is a transformer layer over the sentence; M sees the state alone. The connection
 is the one of the authors' second version, a cosine for each head instead of a softmax over one key. Trained on what the
-model itself says is likeliest after real text, on a sample of the places of each batch.
+model itself says is likeliest after real text, on a sample of the places of each batch. Guesses are among the first
+`words` tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -91,7 +92,14 @@ def figure(parts: Any, batch: Batch) -> dict[str, float]:
     lossless=True,
 )
 def clover(
-    seen: Verified, state: None, learned: Learned, *, heads: int = 9, width: int = 6, weights: str | None = None
+    seen: Verified,
+    state: None,
+    learned: Learned,
+    *,
+    heads: int = 9,
+    width: int = 6,
+    words: int = 16384,
+    weights: str | None = None,
 ) -> tuple[object, None]:
     net: Any = learned.parts
     after = {-1: net.go_on(net.begin(seen.newest), learned.embed(seen.context[-1:])[0])}  # node -> (E,)

@@ -10,7 +10,7 @@ Wu et al., "Parallel Decoding via Hidden Transfer for Lossless Large Language Mo
 Differs: all places leave from one layer. The upper layers run on the new states after a draft was checked, for the
 accepted token alone; the paper runs those of every node together with the check, which saves a pass and costs states
 that are thrown away. Trained on what the model itself says is likeliest after real text, on a sample of the places of
-each batch.
+each batch. Guesses are among the first `words` tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def hidden_transfer(
     layers: int = 20,
     future: int = 3,
     width: int = 6,
+    words: int = 16384,
     weights: str | None = None,
 ) -> tuple[object, None]:
     assert learned.above is not None

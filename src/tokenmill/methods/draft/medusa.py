@@ -8,7 +8,7 @@ Cai et al., "Medusa: Simple LLM Inference Acceleration Framework with Multiple D
 
 Differs: heads are trained on what the model itself says is likeliest after real text (the paper's self-distillation
 with hard targets), on a sample of the places of each batch, and share the model's output matrix; the paper gives each
-head a matrix of its own, started from that one.
+head a matrix of its own, started from that one. Guesses are among the first `words` tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -71,7 +71,14 @@ def figure(parts: Any, batch: Batch) -> dict[str, float]:
     lossless=True,
 )
 def medusa(
-    seen: Verified, state: None, learned: Learned, *, heads: int = 3, width: int = 6, weights: str | None = None
+    seen: Verified,
+    state: None,
+    learned: Learned,
+    *,
+    heads: int = 3,
+    width: int = 6,
+    words: int = 16384,
+    weights: str | None = None,
 ) -> tuple[object, None]:
     logits = learned.head(learned.parts(seen.newest))  # (heads, V)
     return by_level(logits, width), None

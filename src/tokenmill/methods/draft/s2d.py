@@ -11,7 +11,8 @@ Kavehzadeh et al., "S2D: Sorted Speculative Decoding For More Efficient Deployme
 
 Differs: in the paper the exits are those of one draft model that serves several targets, and sorted fine-tuning changes
 all its layers; here they are the target's own, which stays as it is, and what is trained is a projection an exit, all
-exits in one sum, on what the model itself says is likeliest after real text. Untrained, it is `first_layers`.
+exits in one sum, on what the model itself says is likeliest after real text. Untrained, it is `first_layers`
+among the first `words` tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def s2d(
     exits: tuple[int, ...] = (10, 16, 22),
     threshold: float = 0.6,
     width: int = 8,
+    words: int = 16384,
     weights: str | None = None,
 ) -> tuple[object, None]:
     def look(tree: Tree, at: Sequence[int]) -> Guess:
