@@ -24,6 +24,7 @@ from tokenmill.bench.prompts import Prompt
 from tokenmill.bench.store import Store
 from tokenmill.errors import TokenmillError
 from tokenmill.method import get, recipe
+from tokenmill.models.trained import shipped
 from tokenmill.run.cost import pass_cost
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
@@ -69,10 +70,14 @@ class DecodeResults(Strict):
 
 
 def default_rows() -> list[str]:
-    """Everything with a paper that drafts without a second model and without training, and the baselines beside it."""
+    """Everything with a paper that drafts without a second model and is trained or needs no training, and baselines."""
     papers = [get(name) for name in catalog.methods("draft") if catalog.find(name).title]
-    own = [m.name for m in papers if m.card.role != "rule" and "drafter" not in m.card.needs and not m.card.trains]
-    return [*own, "prompt_lookup", "first_layers(layers=20, nodes=4)", "auto(source=token_recycling)", "auto"]
+    papers = [m for m in papers if m.card.role != "rule" and "drafter" not in m.card.needs]
+    own = [m.name for m in papers if not m.card.trains]
+    heads = [m.name for m in papers if m.card.trains and m.name in shipped()]
+    joined = [f"auto(source=both(source={name}, other=prompt_lookup))" for name in heads]
+    baselines = ["prompt_lookup", "first_layers(layers=20, nodes=4)", "auto(source=token_recycling)", "auto"]
+    return [*own, *heads, *joined, *baselines]
 
 
 @dataclass

@@ -172,6 +172,11 @@ def _among(head: Any, words: int | None) -> Callable[[Tensor], Tensor]:
     return lambda states: pad(few(states), (0, whole - words), value=-math.inf)
 
 
+def shipped() -> dict[str, Path]:
+    """The methods whose weights come with the package, for the default model."""
+    return {path.name.partition("-")[0]: path for path in sorted(SHIPPED.glob("*.safetensors"))}
+
+
 def _found(method: Method, model: Any, name: str) -> Path:
     if own := method.knobs.get("weights"):
         return Path(own).expanduser()
