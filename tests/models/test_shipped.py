@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from default_model import needs_the_default_model
 from tokenmill.method import get
 from tokenmill.models.load import load
 from tokenmill.models.trained import SHIPPED, about, place, shipped, trained
@@ -26,6 +27,7 @@ def test_each_says_how_it_was_trained(name):
     assert log["history"][-1]["loss"] < log["history"][0]["loss"]
 
 
+@needs_the_default_model
 @pytest.mark.parametrize("name", shipped())
 def test_each_fits_the_default_model(name):
     model, _ = load()
