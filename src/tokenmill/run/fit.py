@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor, nn
 
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
@@ -108,7 +108,7 @@ def fit(
     work = path.with_suffix(".checkpoint")
     saved = _checkpoint(work, resume)
     if own:
-        data = _own(model, tokenizer, data, own, seed)
+        data = _own(model, tokenizer, data, own, seed, console)
     second = second_model(chosen, model, tokenizer, assistant) if chosen.knobs.get("model") else None
 
     with _seeded(seed), _at_rest(model), _at_rest(second):
@@ -257,7 +257,7 @@ def _affordable(
     return max(1, int(minutes * 60 / (1.1 * sorted(took[1:])[1])))  # a tenth for the optimizer and checkpoints
 
 
-def _own(model: Any, tokenizer: Any, data: Corpus, tokens: int, seed: int) -> Corpus:
+def _own(model: Any, tokenizer: Any, data: Corpus, tokens: int, seed: int, console: Console | None = None) -> Corpus:
     """Text that the model writes after openings from the corpus; cached, for it takes long.
 
     A model with a chat format is given each opening as a user's message and answers it, for that is how it is used.
@@ -287,7 +287,10 @@ def _own(model: Any, tokenizer: Any, data: Corpus, tokens: int, seed: int) -> Co
         at = torch.randint(max(1, len(ids) - OWN_PROMPT), (rows, 1), generator=draw)
         prompts = [opening(row) for row in ids[(at + torch.arange(OWN_PROMPT)).clamp(max=len(ids) - 1)].tolist()]
         texts: list[int] = []
-        for first in range(0, rows, OWN_ROWS):
+        groups = range(0, rows, OWN_ROWS)
+        for first in track(
+            groups, f"{tokens:,} tokens of its own", console=console, transient=True, disable=console is None
+        ):
             some = prompts[first : first + OWN_ROWS]
             made = generate(
                 writer, tokenizer, some, max_new_tokens=OWN_LENGTH, temperature=OWN_TEMPERATURE,
