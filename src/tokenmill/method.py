@@ -109,6 +109,7 @@ NEEDS = {
     "cost": "what a pass costs by width on this machine, measured once",
     "drafter": "a second model, or part of the first, that reads what is drafted",
     "hidden": "the model's final hidden states of what was verified, or read",
+    "prompt": "states and logits of the prompt's newest 256 tokens, not of 16",
     "above": "the layers above a state, run on states that no token of the text has",
     "blanks": "learned placeholders behind every draft, whose predictions are next time's guesses",
     "climb": "the model's own layers, on what is drafted, only as far up as they are asked for",

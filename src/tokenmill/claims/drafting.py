@@ -34,14 +34,19 @@ class Drafted:
 
     def equal(self, spec: str) -> Check:
         """The text is the one without drafting, on every request."""
-        column = self.alike[spec]
+        column = self.alike[_key(spec)]
         return check(
             "share of texts equal to greedy's", (spec, column), ("all", [1.0] * len(column)), "higher", margin=1e-6
         )
 
     def more(self, spec: str, rival: str, what: str = "tokens a pass") -> Check:
         """The method gives more tokens a pass than its rival."""
-        return check(what, (spec, self.a_pass[spec]), (rival, self.a_pass[rival]), "higher")
+        return check(what, (spec, self.a_pass[_key(spec)]), (rival, self.a_pass[_key(rival)]), "higher")
+
+
+def _key(spec: str | Recipe) -> str:
+    """A spec as it prints: what is the default is left out."""
+    return GREEDY if spec == GREEDY else repr(as_recipe(spec))
 
 
 def drafted(
@@ -49,7 +54,7 @@ def drafted(
 ) -> Drafted:
     """Answer every request without drafting and under each spec, in turns."""
     tokens, out = 24 if lab.quick else 64, Drafted()
-    recipes = {GREEDY: None} | {repr(as_recipe(spec)): as_recipe(spec) for spec in specs}
+    recipes = {GREEDY: None} | {_key(spec): as_recipe(spec) for spec in specs}
     asked = prompts or requests(lab)
     depth = lab.model.config.get_text_config(decoder=True).num_hidden_layers
     for number, prompt in enumerate(asked, 1):

@@ -22,8 +22,9 @@ from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session
 from tokenmill.types import Draft, Growth, Said, Verified
 
-# Newest prompt tokens whose logits a drafter is shown: the head over a whole long prompt costs more than it gives.
-SHOWN = 256
+# Newest prompt tokens whose logits a drafter is shown. The head over 256 of them costs as much as a dozen tokens and gave
+# no token more a pass; only a method that reads the prompt's states is shown so many.
+SHOWN, PROMPT = 16, 256
 
 
 def speculate(
@@ -54,7 +55,7 @@ def speculate(
         if drawn_from is not None and "above" in drawn_from.card.needs:
             engine.watched = watched(drawn_from, session.model)
         ids = torch.tensor([prompt], device=session.model.device)
-        shown = min(len(prompt), SHOWN)
+        shown = min(len(prompt), PROMPT if any("prompt" in m.card.needs for m in lineage(draft)) else SHOWN)
         logits = session.read(ids, last=shown) if shown > 1 else session.read(ids)[:, None]
         root = chooser(logits[0, -1:], row)  # (1,)
         context = torch.cat([ids[0], root])

@@ -108,7 +108,7 @@ def figure(parts: Any, batch: Batch) -> dict[str, float]:
     title="Chimera: A Lossless Decoding Method for Accelerating Large Language Models Inference by Fusing all Tokens",
     paper="arXiv:2402.15758",
     year=2024,
-    needs=("hidden",),
+    needs=("hidden", "prompt"),
     role="source",
     tree="auto",
     trains="part",
