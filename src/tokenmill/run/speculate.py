@@ -22,8 +22,8 @@ from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session
 from tokenmill.types import Draft, Growth, Said, Verified
 
-# Newest prompt tokens whose logits a drafter is shown. The head over 256 of them costs as much as a dozen tokens and gave
-# no token more a pass; only a method that reads the prompt's states is shown so many.
+# Newest prompt tokens whose logits a drafter is shown. The head over 256 of them costs as much as a dozen tokens and
+# gave no token more a pass; only a method that reads the prompt's states is shown so many.
 SHOWN, PROMPT = 16, 256
 
 
