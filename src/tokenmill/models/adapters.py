@@ -52,7 +52,8 @@ def attached(decoder: Decoder, parts: Any) -> Iterator[Mixer]:
 
     Raises ModelError for an attention whose projections are not known.
     """
-    mixer, handles = Mixer(), []
+    mixer = Mixer()
+    handles: list[Any] = []
     try:
         for index, layer in enumerate(decoder.layers):
             attention = getattr(layer, decoder.attention)

@@ -27,7 +27,8 @@ def adapting(method: Method | None, model: Any) -> Iterator[Told | None]:
     if method is None:
         yield None
         return
-    taught, state = learned(method, model), None
+    taught = learned(method, model)
+    state: Any = None
     with attached(decoder_of(model), taught.parts) as mixer:
 
         def tell(ids: Tensor, valid: Tensor | None) -> None:

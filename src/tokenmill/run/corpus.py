@@ -162,5 +162,6 @@ def _encodings() -> dict[str, str]:
 
 def _ids(texts: Sequence[str], encode: Callable[[str], list[int]] | None) -> Tensor:
     if encode is None:
-        return torch.frombuffer(bytearray("\n\n".join(texts).encode()), dtype=torch.uint8).long()
+        held = bytearray("\n\n".join(texts).encode())
+        return torch.frombuffer(held, dtype=torch.uint8).long() if held else torch.empty(0, dtype=torch.long)
     return torch.tensor([i for text in texts for i in encode(text)], dtype=torch.long)

@@ -103,14 +103,13 @@ def fit(
     if not scratch:
         device = str(next(model.parameters()).device)
     encode = None if tokenizer is None else lambda t: list(tokenizer(t, add_special_tokens=False)["input_ids"])
-    if "tasks" in chosen.card.needs:
-        data = _of_tasks(chosen, text, encode, rows, length, own)
-    else:
-        data = text if isinstance(text, Corpus) else corpus(text, encode, length)
+    data = _data(chosen, text, encode, rows, length)
     path = place(chosen, model, None if out is None else Path(out))
     work = path.with_suffix(".checkpoint")
     saved = _checkpoint(work, resume)
     if own:
+        if isinstance(data, Tasks):
+            raise InputError(f"{chosen.name} learns from texts of several tasks, a model writes one; leave out --own")
         data = _own(model, tokenizer, data, own, seed)
     second = second_model(chosen, model, tokenizer, assistant) if chosen.knobs.get("model") else None
 
@@ -208,17 +207,14 @@ def read(
     """What the frozen model says about a batch, and a second one; without a model, the ids alone."""
     if model is None:
         return Batch(ids, progress)
-    adapts = "tasks" in method.card.needs
     wanted = watched(method, model)
     held = whole_cache() if "above" in method.card.needs else None
     with torch.no_grad():
-        told = (
-            None
-            if adapts
-            else model.base_model(
+        told: Any = None
+        if "tasks" not in method.card.needs:  # adapters have the model read it with them in its layers
+            told = model.base_model(
                 input_ids=ids, past_key_values=held, use_cache=held is not None, output_hidden_states=bool(wanted)
             )
-        )
         other = None if second is None else second(input_ids=ids.to(second.device)).logits.to(ids.device)
 
     def embed(ids: Tensor) -> Tensor:
@@ -275,17 +271,22 @@ def _affordable(
     return max(1, int(minutes * 60 / (1.1 * sorted(took[1:])[1])))  # a tenth for the optimizer and checkpoints
 
 
-def _of_tasks(
-    method: Method, text: Any, encode: Callable[[str], list[int]] | None, rows: int, length: int, own: int
-) -> Tasks:
-    """Texts of as many tasks as the method has adapters."""
-    if own:
-        raise InputError(f"{method.name} learns from texts of several tasks, and a model writes one; leave out --own")
-    made = text if isinstance(text, Tasks) else tasks(text, encode, length)
+def _data(
+    method: Method, text: str | Path | Corpus | Tasks | None, encode: Callable[[str], list[int]] | None, rows: int,
+    length: int,
+) -> Corpus | Tasks:  # fmt: skip
+    """One text, or texts of as many tasks as the method has adapters."""
+    several = "tasks" in method.card.needs
+    if isinstance(text, Corpus if several else Tasks):
+        raise InputError(f"{method.name} learns from {'texts of several tasks' if several else 'one text'}")
+    if not several:
+        return text if isinstance(text, Corpus) else corpus(text, encode, length)  # type: ignore[arg-type]
+    made = text if isinstance(text, Tasks) else tasks(text, encode, length)  # type: ignore[arg-type]
     count, wanted = len(made.names), method.knobs["adapters"]
     if count != wanted:
+        where = "the text" if isinstance(text, Tasks) else text or "the standard library"
         raise InputError(
-            f"{text or 'the standard library'} has {count} tasks ({', '.join(made.names)}) and {method!r} has "
+            f"{where} has {count} tasks ({', '.join(made.names)}) and {method!r} has "
             f"{wanted} adapters; train '{method(adapters=count)!r}'"
         )
     if rows < count:

@@ -41,7 +41,7 @@ class Adapters(nn.Module):
         super().__init__()
         layers, size, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
         head = getattr(config, "head_dim", None) or size // heads
-        wide = {"queries": heads * head, "values": (getattr(config, "num_key_value_heads", None) or heads) * head}
+        wide = {"query": heads * head, "value": (getattr(config, "num_key_value_heads", None) or heads) * head}
         self.share = ALPHA / rank
         self.down = nn.ParameterDict(
             {name: nn.Parameter(torch.empty(layers, adapters, rank, size).uniform_(-1, 1) / size**0.5) for name in wide}
@@ -54,7 +54,7 @@ class Adapters(nn.Module):
 
     def added(self, layer: int) -> list[tuple[Tensor, Tensor]]:
         """A (A, r, E) and B (A, O, r) for the layer's queries, then for its values."""
-        return [(self.down[name][layer], self.share * self.up[name][layer]) for name in ("queries", "values")]
+        return [(self.down[name][layer], self.share * self.up[name][layer]) for name in ("query", "value")]
 
     def remember(self, tasks: Tensor, embedded: Tensor) -> None:
         """Take rows (B, E) into the means of their tasks (B,)."""
