@@ -31,9 +31,9 @@ PAPER = (
 )
 BEYOND = (
     "a model of 7 billion parameters and answers that are right or wrong: here nats a token of code, prose and tables, "
-    "adapters of rank 8 that were trained for minutes, and the model's own embeddings in place of a sentence encoder"
+    "adapters of rank 16 that were trained for minutes, and the model's own embeddings in place of a sentence encoder"
 )
-RANK, ROWS, LENGTH = 8, 6, 64
+ROWS, LENGTH = 6, 64
 STEPS, QUICK_STEPS, RATE = 80, 12, 3e-3
 STRETCH, QUICK_STRETCH = 48, 24  # tokens of one task, of two in every text
 WHAT = "nats a token of held-out text behind a prompt; two texts of three go on with another task"
@@ -42,7 +42,7 @@ WHAT = "nats a token of held-out text behind a prompt; two texts of three go on 
 def measure(lab: Lab) -> list[Check]:
     data = tasks(None, lambda text: list(lab.tokenizer(text, add_special_tokens=False)["input_ids"]), LENGTH)
     with tempfile.TemporaryDirectory() as folder:
-        mine, steps = _adapters(lab, get("token_lora")(rank=RANK), data, Path(folder))
+        mine, steps = _adapters(lab, get("token_lora"), data, Path(folder))
         columns = _columns(lab, mine, data)
     name = repr(mine(weights=None))
     lab.note(name, "steps of training", [steps])

@@ -2,10 +2,10 @@
 
     x = mean embedding of the text so far;   c_a = mean embedding of the texts that adapter a was trained on
     s_a = cosine(x, c_a), the highest of them times `scale`;   w = softmax(s), anew at every `stride`-th token
-    in every layer:  q <- q + sum_a w_a B_a A_a h,   v <- v + the same with matrices of its own
+    in every layer:  q <- q + 16 / rank * sum_a w_a B_a A_a h,   v alike, with matrices of its own
 
-A is `rank` times the hidden size, B begins at zero, and B A counts 16 / `rank` times. The first token of the answer is
-made with the weights of the whole prompt.
+A_a (rank, E) begins at random, B_a (outputs, rank) at zero; nothing else is trained. The prompt, and with it the first
+token of the answer, has the weights of all of it.
 
 Belofsky, "Token-Level Adaptation of LoRA Adapters for Downstream Task Generalization", 2023.
 
