@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from tiny import ARCHITECTURES, ids, tiny
+from tiny_tokenizer import tiny_tokenizer
+from tokenmill.claims.lab import Lab
+from tokenmill.claims.papers import token_lora as claim
 from tokenmill.errors import InputError, ModelError, RecipeError, SpecError, UntrainedError
 from tokenmill.method import get, parse
 from tokenmill.methods.choose.token_lora import Adapters, mixture
@@ -207,8 +210,6 @@ def test_an_exception_leaves_no_hook(made):
     def fail(row, text):
         raise KeyError("stop")
 
-    from tiny_tokenizer import tiny_tokenizer
-
     with pytest.raises(KeyError):
         generate(model, tiny_tokenizer(), PROMPTS, "token_lora", on_text=fail, **ASKED)
     assert not any(m._forward_hooks for m in model.modules())
@@ -342,3 +343,29 @@ def test_more_refusals():
     for spec in ("token_lora(stride=0)", "token_lora(rank=0)", "token_lora(adapters=0)", "token_lora(scale=0)"):
         with pytest.raises(SpecError, match="must be in"):
             parse(spec)
+
+
+def test_the_claim_reads_in_one_pass_what_is_generated_token_by_token(made):
+    model, parts, new = tiny(), random_parts(tiny()), 12
+    out = generate(model, None, PROMPTS[:1], "token_lora(stride=3)", **ASKED)[0]
+    text, learned = torch.tensor([PROMPTS[0] + out.ids]), Learned(parts, None, model.get_input_embeddings())
+    with torch.no_grad():
+        each = claim._told(get("token_lora")(stride=3), learned, text, len(PROMPTS[0]))
+        said = model.get_output_embeddings()(adapted(model, text, parts, each)).argmax(-1)
+    assert said[0, -new - 1 : -1].tolist() == out.ids
+
+
+def test_the_claim(monkeypatch, tmp_path):
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
+    monkeypatch.setattr(claim, "tasks", lambda *asked: TEXT)
+    lab = Lab(tiny(), tiny_tokenizer(), [0], quick=True)
+    checks = claim.measure(lab)
+    assert [c.rival for c in checks] == [
+        "no adapter", "all adapters alike", "the adapter of one alone", "the adapter of two alone",
+        "the adapter of three alone", "a mix that the prompt fixes",
+    ]  # fmt: skip
+    assert all(c.samples == 9 and c.method == "token_lora" for c in checks)
+    assert checks[0].outcome == "holds"
+    fit("token_lora", tiny(), text=TEXT, steps=1, rows=6, length=16)
+    claim.measure(lab)
+    assert lab.figures["token_lora"]["steps of training"] == 1  # the user's own
