@@ -43,7 +43,9 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "layers": (1, math.inf, False, "layers: the first ones, or those of a small model"),
     "hidden": (1, math.inf, False, "numbers in a token's state, in a small model"),
     "recursions": (1, math.inf, False, "times that the shared layers run at most"),
-    "scale": (0.0, math.inf, True, "what a router's weight is multiplied by"),
+    "scale": (0.0, math.inf, True, "what a router's weight, or its highest one, is multiplied by"),
+    "adapters": (1, math.inf, False, "low-rank additions to the weights, one for each task"),
+    "rank": (1, math.inf, False, "rank of a low-rank addition"),
     "target": (0.0, 1.0, False, "share of the tokens that the middlemost layers should run"),
     "rate": (0.0, math.inf, False, "how fast coefficients or states are moved, a step"),
     "enough": (-math.inf, math.inf, False, "reward above which an answer is good enough"),
@@ -84,7 +86,7 @@ KNOBS: dict[str, tuple[float, float, bool, str]] = {
     "epsilon": (0.0, 1.0, True, "probability that is plausible enough whatever the entropy"),
     "delta": (0.0, math.inf, True, "probability that is plausible, relative to exp(-entropy)"),
     "threshold": (0.0, 1.0, False, "confidence, or probability, from which on the method acts"),
-    "stride": (1, math.inf, False, "layers from one question to the next"),
+    "stride": (1, math.inf, False, "layers, or tokens, from one question to the next"),
     "decay": (0.0, math.inf, False, "how fast the threshold falls while generating: 0 = not at all"),
     "length": (1, math.inf, False, "tokens at most, or generated tokens over which a schedule runs"),
     "warmup": (0, math.inf, False, "first layers that always run"),
@@ -118,6 +120,7 @@ NEEDS = {
     "reward": "what a text is worth: the caller says, or the model by its probability",
     "draws": "tokens are drawn, at temperature 1 if nothing else is said",
     "tokenizer": "the model's tokenizer: what comes out depends on how tokens are spelled",
+    "tasks": "texts of several tasks to train on, and the layers of the model with something added to them",
 }
 
 
@@ -308,7 +311,8 @@ class Recipe:
 
     def get(self, *verbs: str) -> Method | None:
         """The recipe's method of one of these verbs, if it has one. For verbs of several parts: "draft" drafts and
-        "rule" checks what was drafted; "final" or "search" ends the choice of a token, "heal" mends the prompt's end.
+        "rule" checks what was drafted; "final" or "search" ends the choice of a token, "heal" mends the prompt's end,
+        "adapt" changes the model as the text goes on.
         """
         return next((m for m in self.methods if _kind(m) in verbs), None)
 
@@ -333,6 +337,7 @@ KINDS = {
     "final": "which token is emitted",
     "search": "which token is emitted",
     "heal": "how the prompt's end is mended",
+    "adapt": "how the model is adapted",
 }
 
 
@@ -419,6 +424,7 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
 def _refuse_searches(seen: dict[str, Method]) -> None:
     """What a method that drives the writing by itself, or mends the prompt's end, cannot be combined with."""
     search, draft, heal, keep = seen.get("final"), seen.get("draft"), seen.get("heal"), seen.get("keep")
+    adapt, skip = seen.get("adapt"), seen.get("skip")
     if search and search.card.role != "search":
         search = None
     if search and draft:
@@ -436,7 +442,17 @@ def _refuse_searches(seen: dict[str, Method]) -> None:
             f"{seen['warp']!r} + {search!r}: {search.name} compares whole texts, so there is no "
             "choice to warp; leave one out"
         )
-    skip = seen.get("skip")
+    for other, reason in (
+        (draft, "checks several tokens in one pass"),
+        (search, "follows several beginnings of a text, and goes back to earlier ones"),
+        (keep if keep and keep.card.acts == "walk" else None, "reads the rows of a batch one by one"),
+        (skip if skip and skip.card.acts == "exit" else None, "lets rows of a batch leave in the middle of a pass"),
+    ):
+        if adapt and other:
+            raise RecipeError(
+                f"{adapt!r} + {other!r}: {adapt.name} adapts the model to each row's text as it grows by a token at a "
+                f"time, and {other.name} {reason}; use one of them"
+            )
     if search and "larger" in search.card.needs:
         for other, reason in (
             (skip, "gives each token a depth of its own, and so does a smaller model"),

@@ -27,6 +27,7 @@ __all__ = [
     "Attribution",
     "Batch",
     "Bits",
+    "Coming",
     "Depth",
     "Draft",
     "Exit",
@@ -249,6 +250,14 @@ class Learned:
 
 
 @dataclass(frozen=True)
+class Coming:
+    """Tokens that the model is about to read, as a method that adapts it sees them."""
+
+    embedded: Tensor  # (B, Q, E) by the model's own input embeddings
+    real: Tensor  # (B, Q) bool, False = padding
+
+
+@dataclass(frozen=True)
 class Said:
     """What the model says about a draft: row 0 after the newest token, row i + 1 after node i."""
 
@@ -373,11 +382,12 @@ class Batch:
     progress: float = 1.0  # share of the training that is done: what a schedule goes by
     states: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (B, T, E) after it: those `layers` asked for
     frozen: Frozen | None = None
+    tasks: Tensor | None = None  # (B,) which task each row is of, where the card asks for texts of several
 
     @cached_property
     def hidden(self) -> Tensor:
         """(B, T, E): the last state, after the final norm."""
-        return self.frozen.hidden  # type: ignore[union-attr]
+        return self.frozen.hidden  # type: ignore[union-attr, return-value]
 
     @cached_property
     def logits(self) -> Tensor:
@@ -414,6 +424,13 @@ class Batch:
         """
         return self.frozen.above(layer, states, at)  # type: ignore[union-attr]
 
+    def adapted(self, parts: Any, weights: Tensor) -> Tensor:
+        """(B, T, E): the last state, after the final norm, with adapters in the layers, each as much as its weight.
+
+        `weights` (B, A) of a row, or (B, T, A) of each of its tokens; gradients flow to the adapters.
+        """
+        return self.frozen.adapted(parts, weights)  # type: ignore[union-attr]
+
     @cached_property
     def second(self) -> Tensor:
         """(B, T, V): what the model says that the method names beside the frozen one."""
@@ -424,12 +441,13 @@ class Batch:
 class Frozen:
     """The model under a learned part, after it read a batch."""
 
-    hidden: Tensor  # (B, T, E)
+    hidden: Tensor | None  # (B, T, E); None for adapters, which have the batch read with them in the layers
     head: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
     norm: Callable[[Tensor], Tensor]
     read: Callable[[Tensor], Tensor]
     above: Callable[[int, Tensor, Tensor], Tensor]
+    adapted: Callable[[Any, Tensor], Tensor]
     second: Tensor | None = None  # (B, T, V)
 
 

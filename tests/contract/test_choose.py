@@ -41,7 +41,7 @@ def _logits(rows=64, seed=0, dtype=torch.float32, width=V):
 
 
 def test_roles_are_those_of_the_contract():
-    assert set(ROLES.values()) <= {"warp", "final", "heal", "search"}
+    assert set(ROLES.values()) <= {"warp", "final", "heal", "search", "adapt"}
 
 
 @pytest.mark.parametrize("name", WARPS)

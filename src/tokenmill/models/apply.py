@@ -207,6 +207,11 @@ def applied(model: Any, recipe: str | Method | Recipe | None = None) -> Iterator
     for m in wanted:
         if m.verb == "choose":
             library = m.card.role in ("warp", "final")
+            if m.card.role == "adapt":
+                raise RecipeError(
+                    f"{m!r} adapts the model to the text as it grows, which needs Tokenmill's own loop: "
+                    "tokenmill.generate"
+                )
             raise RecipeError(
                 f"{m!r} chooses tokens, which the library's generate does itself; "
                 + (f'give it logits_processor=tokenmill.processors("{m!r}")' if library else "use tokenmill.generate")

@@ -26,7 +26,7 @@ def processors(recipe: str | Method | Recipe) -> LogitsProcessorList:
     """
     wanted = as_recipe(recipe)
     for m in wanted:
-        if m.verb in ("draft",) or m.card.role in ("search", "heal"):
+        if m.verb in ("draft",) or m.card.role in ("search", "heal", "adapt"):
             raise RecipeError(f"{m!r} needs Tokenmill's own loop: tokenmill.generate")
     chain = [m for m in wanted if m.card.role in ("warp", "final")]
     if not chain:

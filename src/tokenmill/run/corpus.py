@@ -1,7 +1,8 @@
 """Text to train on, and text that is kept apart to judge by: no file is in both.
 
 By default the standard library's own: the reference in `pydoc_data.topics`, a file a topic, and its modules' sources.
-A user's text is a file or a folder; a single file is cut, its last tenth is held out.
+A user's text is a file or a folder; a single file is cut, its last tenth is held out. Texts of several tasks are a
+folder with a file or a folder for each; by default sources, prose, and the tables of the library's encodings.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class Corpus:
         at = torch.arange(rows) * ((len(self.held_out) - length) // max(1, rows - 1) if rows > 1 else 0)
         return self.held_out[at[:, None] + torch.arange(length)]
 
+    def labels(self, rows: int) -> Tensor | None:
+        """Which task each row is of: there is one."""
+        return None
+
     @property
     def digest(self) -> str:
         told = hashlib.sha256(self.train.numpy().tobytes())
@@ -48,15 +53,63 @@ class Corpus:
         return told.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Tasks:
+    """Texts of several tasks, which take turns from row to row. Otherwise as a corpus."""
+
+    names: tuple[str, ...]
+    texts: tuple[Corpus, ...]
+
+    def batch(self, rows: int, length: int, seed: int, step: int) -> Tensor:
+        each = -(-rows // len(self.texts))
+        return self._in_turns([text.batch(each, length, seed, step) for text in self.texts])[:rows]
+
+    def judged(self, rows: int, length: int) -> Tensor:
+        """As many rows of every task as the shortest has."""
+        own = [text.judged(-(-rows // len(self.texts)), length) for text in self.texts]
+        return self._in_turns([ids[: min(map(len, own))] for ids in own])
+
+    def labels(self, rows: int) -> Tensor:
+        """(rows,): which task each row of a batch is of."""
+        return torch.arange(rows) % len(self.texts)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256("".join(text.digest for text in self.texts).encode()).hexdigest()[:16]
+
+    @staticmethod
+    def _in_turns(own: list[Tensor]) -> Tensor:
+        return torch.stack(own, 1).flatten(0, 1)
+
+
 def corpus(path: str | Path | None, encode: Callable[[str], list[int]] | None, length: int) -> Corpus:
     """The text at `path` (None: the standard library's) as ids; bytes without `encode`."""
-    train, held_out = split(documents(path))
-    parts = [_ids(texts, encode) for texts in (train, held_out)]
+    return _corpus(str(path or "the standard library"), documents(path), encode, length)
+
+
+def tasks(path: str | Path | None, encode: Callable[[str], list[int]] | None, length: int) -> Tasks:
+    """A task for each file or folder in the folder at `path`, by name; None: three from the standard library."""
+    if path is None:
+        library = _standard_library()
+        prose = {name: text for name, text in library.items() if name.startswith("topics/")}
+        found = {"code": {n: t for n, t in library.items() if n not in prose}, "prose": prose, "tables": _encodings()}
+    else:
+        where = Path(path).expanduser()
+        if not where.is_dir():
+            raise InputError(f"{path} is no folder; texts of several tasks are a folder with a file or folder for each")
+        inside = sorted(p for p in where.iterdir() if not p.name.startswith("."))
+        found = {p.name: documents(p) for p in inside}
+        if not found:
+            raise InputError(f"{path} is empty; texts of several tasks are a folder with a file or folder for each")
+    texts = tuple(_corpus(f"'{name}'", own, encode, length) for name, own in found.items())
+    return Tasks(tuple(found), texts)
+
+
+def _corpus(name: str, found: dict[str, str], encode: Callable[[str], list[int]] | None, length: int) -> Corpus:
+    parts = [_ids(texts, encode) for texts in split(found)]
     for what, ids in zip(("to train on", "held out"), parts, strict=True):
         if len(ids) < length:
-            raise InputError(
-                f"{path or 'the standard library'} has {len(ids)} tokens {what}, fewer than a row of {length}"
-            )
+            raise InputError(f"{name} has {len(ids)} tokens {what}, fewer than a row of {length}")
     return Corpus(*parts)
 
 
@@ -101,7 +154,14 @@ def _standard_library() -> dict[str, str]:
     return found
 
 
+@cache
+def _encodings() -> dict[str, str]:
+    where = Path(sysconfig.get_paths()["stdlib"]) / "encodings"
+    return {f.name: f.read_text(encoding="utf-8", errors="replace") for f in sorted(where.glob("*.py"))}
+
+
 def _ids(texts: Sequence[str], encode: Callable[[str], list[int]] | None) -> Tensor:
     if encode is None:
-        return torch.frombuffer(bytearray("\n\n".join(texts).encode()), dtype=torch.uint8).long()
+        held = bytearray("\n\n".join(texts).encode())
+        return torch.frombuffer(held, dtype=torch.uint8).long() if held else torch.empty(0, dtype=torch.long)
     return torch.tensor([i for text in texts for i in encode(text)], dtype=torch.long)

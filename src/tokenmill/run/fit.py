@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
 from tokenmill.method import Method, parse
 from tokenmill.models.above import above, whole_cache
+from tokenmill.models.adapters import adapted
 from tokenmill.models.architectures import decoder_of, head_of
 from tokenmill.models.default import cache_folder
 from tokenmill.models.trained import about, build, digest, place, save, shaping, source, watched
 from tokenmill.models.weights import AUTO, pack
-from tokenmill.run.corpus import Corpus, corpus
+from tokenmill.run.corpus import Corpus, Tasks, corpus, tasks
 from tokenmill.run.drafter import second_model
 from tokenmill.types import Batch, Frozen
 
@@ -60,7 +61,7 @@ def fit(
     tokenizer: Any = None,
     *,
     name: str = "",
-    text: str | Path | Corpus | None = None,
+    text: str | Path | Corpus | Tasks | None = None,
     out: str | Path | None = None,
     steps: int | None = None,
     minutes: float | None = None,
@@ -103,11 +104,13 @@ def fit(
     if not scratch:
         device = str(next(model.parameters()).device)
     encode = None if tokenizer is None else lambda t: list(tokenizer(t, add_special_tokens=False)["input_ids"])
-    data = text if isinstance(text, Corpus) else corpus(text, encode, length)
+    data = _data(chosen, text, encode, rows, length)
     path = place(chosen, model, None if out is None else Path(out))
     work = path.with_suffix(".checkpoint")
     saved = _checkpoint(work, resume)
     if own:
+        if isinstance(data, Tasks):
+            raise InputError(f"{chosen.name} learns from texts of several tasks, a model writes one; leave out --own")
         data = _own(model, tokenizer, data, own, seed, console)
     second = second_model(chosen, model, tokenizer, assistant) if chosen.knobs.get("model") else None
 
@@ -151,7 +154,8 @@ def fit(
                 torch.manual_seed(seed * 1_000_003 + step)
                 rate = lr * schedule(step, steps)
                 ids = data.batch(rows, length, seed, step).to(device)
-                value = update(optimizer, file.objective(parts, read(model, chosen, ids, step / steps, second)), rate)
+                batch = read(model, chosen, ids, step / steps, second, data.labels(rows))
+                value = update(optimizer, file.objective(parts, batch), rate)
                 if not math.isfinite(value):
                     raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g})")
                 history.append({"step": step, "loss": value, "lr": rate})
@@ -165,6 +169,7 @@ def fit(
         seconds += time.perf_counter() - began
         held_out = judge(chosen, parts, model, data, length, second)
     told = {"model": name, "plan": plan, "seed": seed, "steps": steps, "held_out": held_out}
+    told |= {"tasks": list(data.names)} if isinstance(data, Tasks) else {}
     save(path, parts, chosen, model, told)
     _log(path.with_suffix(".json"), {
         "method": repr(chosen), "model": name, "plan": plan, "held_out": held_out, "seconds": round(seconds, 1),
@@ -197,16 +202,20 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> float
     return float(loss.detach())
 
 
-def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0, second: Any = None) -> Batch:
+def read(
+    model: Any, method: Method, ids: Tensor, progress: float = 1.0, second: Any = None, tasks: Tensor | None = None
+) -> Batch:
     """What the frozen model says about a batch, and a second one; without a model, the ids alone."""
     if model is None:
         return Batch(ids, progress)
     wanted = watched(method, model)
     held = whole_cache() if "above" in method.card.needs else None
     with torch.no_grad():
-        told = model.base_model(
-            input_ids=ids, past_key_values=held, use_cache=held is not None, output_hidden_states=bool(wanted)
-        )
+        told: Any = None
+        if "tasks" not in method.card.needs:  # adapters have the model read it with them in its layers
+            told = model.base_model(
+                input_ids=ids, past_key_values=held, use_cache=held is not None, output_hidden_states=bool(wanted)
+            )
         other = None if second is None else second(input_ids=ids.to(second.device)).logits.to(ids.device)
 
     def embed(ids: Tensor) -> Tensor:
@@ -218,31 +227,36 @@ def read(model: Any, method: Method, ids: Tensor, progress: float = 1.0, second:
             return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
     states = {layer: told.hidden_states[layer + 1] for layer in wanted}
-    beside = partial(above, model, held)
-    norm = decoder_of(model).final_norm
-    return Batch(
-        ids, progress, states, Frozen(told.last_hidden_state, head_of(model), embed, norm, again, beside, other)
-    )
+    frozen = Frozen(
+        None if told is None else told.last_hidden_state, head_of(model), embed, decoder_of(model).final_norm, again,
+        partial(above, model, held), partial(adapted, model, ids), other,
+    )  # fmt: skip
+    return Batch(ids, progress, states, frozen, None if tasks is None else tasks.to(ids.device))
 
 
 @torch.no_grad()
 def judge(
-    method: Method, parts: nn.Module, model: Any, data: Corpus, length: int, second: Any = None
+    method: Method, parts: nn.Module, model: Any, data: Corpus | Tasks, length: int, second: Any = None
 ) -> dict[str, float]:
     """The method's figure on held-out text: means over batches."""
     was = parts.training
     parts.eval()
     device = next(parts.parameters()).device
     columns: dict[str, list[float]] = {}
-    for ids in data.judged(HELD_OUT_ROWS, length).split(8):
-        for what, value in source(method).figure(parts, read(model, method, ids.to(device), second=second)).items():
+    judged = data.judged(HELD_OUT_ROWS, length)
+    labels = data.labels(len(judged))
+    for first in range(0, len(judged), 8):
+        some = slice(first, first + 8)
+        own = None if labels is None else labels[some]
+        batch = read(model, method, judged[some].to(device), second=second, tasks=own)
+        for what, value in source(method).figure(parts, batch).items():
             columns.setdefault(what, []).append(float(value))
     parts.train(was)
     return {what: sum(values) / len(values) for what, values in columns.items()}
 
 
 def _affordable(
-    method: Method, model: Any, parts: nn.Module, data: Corpus, rows: int, length: int, minutes: float,
+    method: Method, model: Any, parts: nn.Module, data: Corpus | Tasks, rows: int, length: int, minutes: float,
     second: Any = None,
 ) -> int:  # fmt: skip
     """Steps that fit into the minutes, by the speed of a few on a copy; the first, which warms up, is not counted."""
@@ -251,10 +265,34 @@ def _affordable(
     took = []
     for step in range(4):
         began = time.perf_counter()
-        batch = read(model, method, data.batch(rows, length, 0, step).to(device), 0.0, second)
+        ids = data.batch(rows, length, 0, step).to(device)
+        batch = read(model, method, ids, 0.0, second, data.labels(rows))
         source(method).objective(tried, batch).backward()
         took.append(time.perf_counter() - began)
     return max(1, int(minutes * 60 / (1.1 * sorted(took[1:])[1])))  # a tenth for the optimizer and checkpoints
+
+
+def _data(
+    method: Method, text: str | Path | Corpus | Tasks | None, encode: Callable[[str], list[int]] | None, rows: int,
+    length: int,
+) -> Corpus | Tasks:  # fmt: skip
+    """One text, or texts of as many tasks as the method has adapters."""
+    several = "tasks" in method.card.needs
+    if isinstance(text, Corpus if several else Tasks):
+        raise InputError(f"{method.name} learns from {'texts of several tasks' if several else 'one text'}")
+    if not several:
+        return text if isinstance(text, Corpus) else corpus(text, encode, length)  # type: ignore[arg-type]
+    made = text if isinstance(text, Tasks) else tasks(text, encode, length)  # type: ignore[arg-type]
+    count, wanted = len(made.names), method.knobs["adapters"]
+    if count != wanted:
+        where = "the text" if isinstance(text, Tasks) else text or "the standard library"
+        raise InputError(
+            f"{where} has {count} tasks ({', '.join(made.names)}) and {method!r} has "
+            f"{wanted} adapters; train '{method(adapters=count)!r}'"
+        )
+    if rows < count:
+        raise InputError(f"a batch has {rows} rows for {count} tasks; give at least a row to each")
+    return made
 
 
 def _own(model: Any, tokenizer: Any, data: Corpus, tokens: int, seed: int, console: Console | None = None) -> Corpus:

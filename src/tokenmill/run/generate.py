@@ -15,6 +15,7 @@ from tokenmill.errors import InputError
 from tokenmill.method import Method, Recipe, grown
 from tokenmill.method import recipe as as_recipe
 from tokenmill.models.trained import learned
+from tokenmill.run.adapt import adapting
 from tokenmill.run.choose import Chooser
 from tokenmill.run.cost import cost_of
 from tokenmill.run.larger import Larger, beside, larger_model, writing_part
@@ -86,7 +87,7 @@ def generate(
     if draft is None and search is None:
         session = Session(model, without)
         began = time.perf_counter()
-        with session.engaged():
+        with adapting(wanted.get("adapt"), model) as session.adapt, session.engaged():
             _plain(session, fed, chooser, writer, chunk)
         stats = _timed(session, writer, time.perf_counter() - began)
         kept = session.kept()

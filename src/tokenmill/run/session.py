@@ -28,6 +28,7 @@ from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import Pass
 from tokenmill.models.lanes import compact
 from tokenmill.models.plan import Plan, newest, plan_of, thin
+from tokenmill.run.adapt import Told
 from tokenmill.types import Bits, Keep, Merge, Trace
 
 
@@ -70,6 +71,7 @@ class Session:
         self.model, self.recipe = model, as_recipe(recipe)
         self.cache: MillCache | None = None
         self.beside: Session | None = None  # of another model at the same text: what it holds and runs counts too
+        self.adapt: Told | None = None  # told what is about to be read, all of it, also where it is read in pieces
         self._stats = Stats()
         self._engine: Engine | None = None
 
@@ -109,6 +111,8 @@ class Session:
         if valid is not None:
             order = valid.long().argsort(dim=-1, stable=True)
             ids, valid = ids.gather(1, order), valid.gather(1, order)
+        if self.adapt is not None:
+            self.adapt(ids, valid)
         many = all_logits or last > 1
         want = 0 if all_logits else last
         pieces = [(ids, valid)]
