@@ -75,9 +75,8 @@ def default_rows() -> list[str]:
     papers = [m for m in papers if m.card.role != "rule" and "drafter" not in m.card.needs]
     own = [m.name for m in papers if not m.card.trains]
     heads = [m.name for m in papers if m.card.trains and m.name in shipped()]
-    joined = [f"auto(source=both(source={name}, other=prompt_lookup))" for name in heads]
     baselines = ["prompt_lookup", "first_layers(layers=20, nodes=4)", "auto(source=token_recycling)", "auto"]
-    return [*own, *heads, *joined, *baselines]
+    return [*own, *heads, *baselines]
 
 
 @dataclass
