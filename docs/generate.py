@@ -31,6 +31,7 @@ ORDER = [
     "ops",
     "methods",
     "models",
+    "weights",
     "run",
     "bench",
     "claims",
