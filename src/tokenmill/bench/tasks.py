@@ -119,10 +119,10 @@ def plan(quick: bool = False, own_text: bool = False) -> Plan:
         return Plan(
             tasks=(
                 *_needles({(512, 1): 1, (512, 3): 1}),
-                Task("recall", "recall", "recall", 1, 512, measure="share", items=8),
-                *_text(512, continuation=(2, 24), drift=(2, 12), own=own_text),
+                Task("recall", "recall", "recall", 1, 512, measure="share", items=6),
+                *_text(256, continuation=(2, 24), drift=(2, 12), own=own_text),
             ),
-            speed=Speed(1, decode_context=1024, decode_steps=4, prefill_batch=1, prefill_context=192, turns=1),
+            speed=Speed(1, decode_context=512, decode_steps=3, prefill_batch=1, prefill_context=128, turns=1),
             budgets=(0.25,),
         )
     return Plan(

@@ -162,14 +162,13 @@ def learned(method: Method, model: Any) -> Learned:
 
 def _among(head: Any, words: int | None) -> Callable[[Tensor], Tensor]:
     """The head with the first `words` of the vocabulary computed, and the others at -inf."""
-    whole = head.out_features
-    if words is None or words >= whole:
+    if words is None or words >= head.out_features:
         return head
     if isinstance(head, nn.Linear):
         few = partial(linear, weight=head.weight[:words], bias=None if head.bias is None else head.bias[:words])
     else:
         few = head.first(words)
-    return lambda states: pad(few(states), (0, whole - words), value=-math.inf)
+    return lambda states: pad(few(states), (0, head.out_features - words), value=-math.inf)
 
 
 def shipped() -> dict[str, Path]:

@@ -299,7 +299,7 @@ def _own(model: Any, tokenizer: Any, data: Corpus, tokens: int, seed: int, conso
     """Text that the model writes after openings from the corpus; cached, for it takes long.
 
     A model with a chat format is given each opening as a user's message and answers it, for that is how it is used.
-    On a CPU a copy with packed weights writes, some times faster.
+    On a CPU a copy with packed weights writes, which is several times faster.
     """
     key = f"{digest(model)}-{data.digest}-{tokens}-{seed}"
     file = cache_folder() / "own" / f"{key}.pt"
