@@ -268,7 +268,7 @@ def compare(
         bool, typer.Option("--resume", help="Go on with what an earlier run left in the folder.")
     ] = False,
     seed: Seed = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer, shorter samples: about three minutes on two cores.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer, shorter samples: about three minutes.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Text on which the report draws what each method kept.")] = None,
 ) -> None:
     """Measure methods side by side: a table here, results.json, report.html and recipe.toml in the folder."""
