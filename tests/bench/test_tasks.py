@@ -135,11 +135,12 @@ def test_own_pieces_are_cut_noted_and_do_not_overlap():
     plan = tasks.plan(quick=True, own_text=True)
     with pytest.raises(InputError, match=r"notes.txt is too short: its longest text has 5 tokens"):
         tasks.own_pieces(["short"], "notes.txt", READER, plan, 8192, 0)
-    whole = "".join(chr(33 + i % 90) for i in range(1300))
-    pieces, notes = tasks.own_pieces([whole, "short"], "x", READER, plan, 1000, 0)
-    assert sorted(map(len, pieces)) == [1300 - 2 * 543, 543, 543]
+    size = max(t.length + t.tail for t in plan.tasks if t.own_text) - 1
+    whole = "".join(chr(33 + i % 90) for i in range(2 * size + 214))
+    pieces, notes = tasks.own_pieces([whole, "short"], "x", READER, plan, 600, 0)
+    assert sorted(map(len, pieces)) == [214, size, size]
     assert "left out" in notes[0]
-    assert "model reads 1000 at most" in notes[1]
+    assert "model reads 600 at most" in notes[1]
     assert len(tasks.with_own(plan, 1).tasks[-1:]) == 1
     assert tasks.with_own(plan, 1).tasks[-1].samples == 1
     sample = build(plan.tasks[-2], 0, 0, READER, [READER.ids("a" * 40)])

@@ -28,6 +28,13 @@ PROMPTS = [ids(1, n, n)[0].tolist() for n in (40, 1, 23)]
 ASKED = {"max_new_tokens": 12, "ignore_eos": True}
 
 
+def hooks_of_adapters(model) -> list:
+    """Hooks that adapters hung on a model; the library leaves some of its own for good."""
+    return [
+        h for m in model.modules() for h in m._forward_hooks.values() if h.__module__ == "tokenmill.models.adapters"
+    ]
+
+
 def stepping(by, seed):
     """Each token is the one before plus `by`, mostly, within a third of the vocabulary that is the task's own."""
     draw = torch.Generator().manual_seed(seed)
@@ -175,7 +182,7 @@ def test_rows_come_out_as_they_would_alone(beside, made):
     for prompt, one in zip(PROMPTS, together, strict=True):
         assert generate(model, None, [prompt], "token_lora" + beside, seed=3, **ASKED)[0].ids == one.ids
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert not any(m._forward_hooks for m in model.modules())
+    assert not hooks_of_adapters(model)
 
 
 def test_half_precision(made):
@@ -212,7 +219,7 @@ def test_an_exception_leaves_no_hook(made):
 
     with pytest.raises(KeyError):
         generate(model, tiny_tokenizer(), PROMPTS, "token_lora", on_text=fail, **ASKED)
-    assert not any(m._forward_hooks for m in model.modules())
+    assert not hooks_of_adapters(model)
     assert "forward" not in model.base_model.__dict__
     assert torch.equal(model(ids()).logits, before)
 
@@ -238,7 +245,7 @@ class TestTraining:
         assert told["of the tokens, nearest to their own task"] > 0.9
         assert about(made.path)["tasks"] == ["one", "two", "three"]
         assert all(p.grad is None for p in model.parameters())
-        assert not any(m._forward_hooks for m in model.modules())
+        assert not hooks_of_adapters(model)
         found = trained(spec, model)
         for key, value in made.parts.state_dict().items():
             assert torch.equal(found.state_dict()[key], value), key
@@ -313,7 +320,7 @@ def test_a_model_without_such_projections_is_refused():
     ):
         pass
     assert "\n" not in str(error.value)
-    assert not any(m._forward_hooks for m in model.modules())
+    assert not hooks_of_adapters(model)
 
 
 @pytest.mark.parametrize(
