@@ -118,9 +118,9 @@ def plan(quick: bool = False, own_text: bool = False) -> Plan:
     if quick:
         return Plan(
             tasks=(
-                *_needles({(512, 1): 1, (512, 3): 1}),
-                Task("recall", "recall", "recall", 1, 512, measure="share", items=6),
-                *_text(256, continuation=(2, 24), drift=(2, 12), own=own_text),
+                *_needles({(384, 1): 1, (384, 3): 1}),
+                Task("recall", "recall", "recall", 1, 384, measure="share", items=6),
+                *_text(256, continuation=(2, 16), drift=(2, 12), own=own_text),
             ),
             speed=Speed(1, decode_context=512, decode_steps=3, prefill_batch=1, prefill_context=128, turns=1),
             budgets=(0.25,),
