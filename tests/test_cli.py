@@ -207,12 +207,14 @@ def test_ctrl_c_is_130_and_one_line(monkeypatch):
     assert result.stderr == "tokenmill: stopped\n"
 
 
-def test_a_pipe_that_closes_early():
+@pytest.mark.parametrize(("command", "first"), [("ls", "method"), ("ls --json", "[")])
+def test_a_pipe_that_closes_early(command, first):
     done = subprocess.run(
-        f"{sys.executable} -m tokenmill ls | head -1", shell=True, capture_output=True, text=True, timeout=60
+        f"{sys.executable} -m tokenmill {command} | head -1", shell=True, capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.startswith("method")
+    assert done.stdout.startswith(first)
     assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 # ---- what is passed on ----
