@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenmill.bench.tasks import paragraphs
 from tokenmill.errors import InputError
+from tokenmill.ops.text import as_message
 
 FREE = (
     "Explain why the sky is blue.", "Write a short letter that thanks a neighbour for help.",
@@ -105,8 +106,4 @@ def spread(prompts: list[Prompt], each: int, seed: int) -> list[Prompt]:
 
 def encoded(tokenizer: Any, prompt: Prompt, most: int) -> list[int]:
     """The prompt's newest `most` ids, in the model's chat format where it has one."""
-    text = prompt.text
-    if getattr(tokenizer, "chat_template", None):
-        asked = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    return [int(i) for i in tokenizer(text)["input_ids"]][-most:]
+    return [int(i) for i in tokenizer(as_message(tokenizer, prompt.text))["input_ids"]][-most:]

@@ -26,5 +26,13 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return found
 
 
+def as_message(tokenizer: Any, text: str) -> str:
+    """The text as a user's message that the model is to answer, if the tokenizer has a chat format; else as it is."""
+    if not getattr(tokenizer, "chat_template", None):
+        return text
+    turns = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

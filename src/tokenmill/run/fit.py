@@ -32,6 +32,7 @@ from tokenmill.models.architectures import decoder_of, head_of
 from tokenmill.models.default import cache_folder
 from tokenmill.models.trained import about, build, digest, place, save, shaping, source, watched
 from tokenmill.models.weights import AUTO, pack
+from tokenmill.ops.text import as_message
 from tokenmill.run.corpus import Corpus, Tasks, corpus, tasks
 from tokenmill.run.drafter import second_model
 from tokenmill.types import Batch, Frozen
@@ -315,8 +316,7 @@ def _own(model: Any, tokenizer: Any, data: Corpus, tokens: int, seed: int, conso
     def opening(ids: list[int]) -> list[int]:
         if not chats:
             return ids
-        asked = [{"role": "user", "content": tokenizer.decode(ids).strip()}]
-        text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        text = as_message(tokenizer, tokenizer.decode(ids).strip())
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def written(ids: Tensor, tokens: int) -> Tensor:
