@@ -5,22 +5,21 @@ from __future__ import annotations
 import random
 import tempfile
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from tokenmill.bench.tasks import paragraphs
 from tokenmill.claims.lab import Lab
+from tokenmill.claims.taught import taught
 from tokenmill.claims.verdict import Check, check
-from tokenmill.errors import ModelError
 from tokenmill.method import Method, get
 from tokenmill.methods.choose.r2r import places
 from tokenmill.models.architectures import decoder_of
-from tokenmill.models.trained import about, place, trained
+from tokenmill.models.trained import trained
 from tokenmill.ops.noise import at
 from tokenmill.run.corpus import Corpus, corpus
-from tokenmill.run.fit import fit, read
+from tokenmill.run.fit import read
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
 
@@ -49,7 +48,10 @@ def measure(lab: Lab) -> list[Check]:
         lacking = f"a model of more than {LAYERS} layers"
         return [check(WHAT, (spec, []), (name, []), "lower", lacking=lacking) for name in (ENTROPY, RANDOM)]
     with tempfile.TemporaryDirectory() as folder:
-        mine, steps = _router(lab, get("r2r")(layers=LAYERS), Path(folder))
+        mine, steps = taught(
+            lab, get("r2r")(layers=LAYERS), _text(lab), Path(folder),
+            part="router", steps=QUICK_STEPS if lab.quick else STEPS,
+        )  # fmt: skip
         left = _on_text(lab, mine)
         _written(lab, mine)
     lab.note(spec, "steps of training", [steps])
@@ -60,19 +62,6 @@ def measure(lab: Lab) -> list[Check]:
 
 def _text(lab: Lab) -> Corpus:
     return corpus(None, lambda text: list(lab.tokenizer(text, add_special_tokens=False)["input_ids"]), LENGTH)
-
-
-def _router(lab: Lab, mine: Method, folder: Path) -> tuple[Method, int]:
-    """The method with a router for this model, and how long that was trained: the user's own, or one made here."""
-    with suppress(ModelError):
-        trained(mine, lab.model)
-        return mine, int(about(place(mine, lab.model))["steps"])
-    steps = QUICK_STEPS if lab.quick else STEPS
-    made = fit(
-        mine, lab.model, lab.tokenizer, text=_text(lab), out=folder, steps=steps, seed=lab.seeds[0],
-        on_step=lambda step: lab.tick(f"training the router: step {step + 1} of {steps}"),
-    )  # fmt: skip
-    return mine(weights=str(made.path)), steps
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor
 
 from tokenmill.claims.lab import Lab
+from tokenmill.claims.taught import taught
 from tokenmill.claims.verdict import Check, check, mean
-from tokenmill.errors import ModelError
 from tokenmill.method import Method, get
 from tokenmill.methods.choose.token_lora import nats
-from tokenmill.models.trained import about, place, trained
+from tokenmill.models.trained import trained
 from tokenmill.run.corpus import Corpus, Tasks, tasks
-from tokenmill.run.fit import fit, read
+from tokenmill.run.fit import read
 from tokenmill.types import Coming, Learned
 
 CLAIM = (
@@ -44,7 +43,10 @@ WHAT = "nats a token of held-out text behind a prompt; two texts of three go on 
 def measure(lab: Lab) -> list[Check]:
     data = tasks(None, lambda text: list(lab.tokenizer(text, add_special_tokens=False)["input_ids"]), LENGTH)
     with tempfile.TemporaryDirectory() as folder:
-        mine, steps = _adapters(lab, get("token_lora"), data, Path(folder))
+        mine, steps = taught(
+            lab, get("token_lora"), data, Path(folder),
+            part="adapters", steps=QUICK_STEPS if lab.quick else STEPS, rows=ROWS, length=LENGTH, lr=RATE,
+        )  # fmt: skip
         columns, nearest = _columns(lab, mine, data)
     name = repr(mine(weights=None))
     lab.note(name, "steps of training", [steps])
@@ -60,19 +62,6 @@ def measure(lab: Lab) -> list[Check]:
     )
     rivals = [spec for spec in columns if spec not in (name, TOLD, EACH)]  # of these two nothing is claimed here
     return [check(WHAT, (name, columns[name]), (spec, columns[spec]), "lower") for spec in rivals]
-
-
-def _adapters(lab: Lab, mine: Method, data: Tasks, folder: Path) -> tuple[Method, int]:
-    """The method with adapters for this model, and how long they were trained: the user's own, or some made here."""
-    with suppress(ModelError):
-        trained(mine, lab.model)
-        return mine, int(about(place(mine, lab.model))["steps"])
-    steps = QUICK_STEPS if lab.quick else STEPS
-    made = fit(
-        mine, lab.model, lab.tokenizer, text=data, out=folder, steps=steps, rows=ROWS, length=LENGTH, lr=RATE,
-        seed=lab.seeds[0], on_step=lambda step: lab.tick(f"training the adapters: step {step + 1} of {steps}"),
-    )  # fmt: skip
-    return mine(weights=str(made.path)), steps
 
 
 @torch.no_grad()
