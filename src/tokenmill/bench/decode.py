@@ -73,8 +73,8 @@ def default_rows() -> list[str]:
     """Everything with a paper that drafts without a second model and is trained or needs no training, and baselines."""
     papers = [get(name) for name in catalog.methods("draft") if catalog.find(name).title]
     papers = [m for m in papers if m.card.role != "rule" and "drafter" not in m.card.needs]
-    own = [m.name for m in papers if not m.card.trains]
-    heads = [m.name for m in papers if m.card.trains and m.name in shipped()]
+    own, here = [m.name for m in papers if not m.card.trains], shipped()
+    heads = [m.name for m in papers if m.name in here]
     baselines = ["prompt_lookup", "first_layers(layers=20, nodes=4)", "auto(source=token_recycling)", "auto"]
     return [*own, *heads, *baselines]
 
