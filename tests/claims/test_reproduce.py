@@ -15,6 +15,7 @@ from tiny_tokenizer import tiny_tokenizer
 from tokenmill import catalog
 from tokenmill.bench.tasks import paragraphs
 from tokenmill.claims import papers, reproduce
+from tokenmill.claims.drafting import GREEDY, drafted
 from tokenmill.claims.lab import Lab
 from tokenmill.claims.reproduce import PAPERS, run_claim
 from tokenmill.claims.verdict import Check, overall
@@ -130,6 +131,14 @@ def test_a_typo_is_answered_with_what_exists():
 def test_a_baseline_claims_nothing():
     with pytest.raises(InputError, match="random_tokens has no paper"):
         reproduce("random_tokens")
+
+
+def test_figures_of_drafts_are_found_by_the_spec_that_was_asked(lab):
+    """Also where it names what is the default anyway, and so prints shorter."""
+    spec = "dyspec(source=token_recycling)"
+    out = drafted(lab, [spec], prompts=[[5, 6, 7, 5, 6, n] for n in range(8, 14)])
+    assert out.equal(spec).outcome == "holds"
+    assert out.more(spec, GREEDY).value >= 1
 
 
 def test_a_method_without_a_claim_is_said(tiny_model, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from tokenmill.claims.lab import Lab
 from tokenmill.claims.verdict import Check, check
 from tokenmill.method import Recipe
 from tokenmill.method import recipe as as_recipe
+from tokenmill.ops.text import as_message
 from tokenmill.run.generate import generate
 
 TASKS = (
@@ -23,7 +24,7 @@ GREEDY = "greedy"
 
 @dataclass
 class Drafted:
-    """One number a request, by spec."""
+    """One number a request, by spec as it was given."""
 
     a_pass: dict[str, list[float]] = field(default_factory=dict)  # tokens a pass of the model
     a_node: dict[str, list[float]] = field(default_factory=dict)  # share of the drafted tokens that were accepted
@@ -34,19 +35,14 @@ class Drafted:
 
     def equal(self, spec: str) -> Check:
         """The text is the one without drafting, on every request."""
-        column = self.alike[_key(spec)]
+        column = self.alike[spec]
         return check(
             "share of texts equal to greedy's", (spec, column), ("all", [1.0] * len(column)), "higher", margin=1e-6
         )
 
     def more(self, spec: str, rival: str, what: str = "tokens a pass") -> Check:
         """The method gives more tokens a pass than its rival."""
-        return check(what, (spec, self.a_pass[_key(spec)]), (rival, self.a_pass[_key(rival)]), "higher")
-
-
-def _key(spec: str | Recipe) -> str:
-    """A spec as it prints: what is the default is left out."""
-    return GREEDY if spec == GREEDY else repr(as_recipe(spec))
+        return check(what, (spec, self.a_pass[spec]), (rival, self.a_pass[rival]), "higher")
 
 
 def drafted(
@@ -54,7 +50,7 @@ def drafted(
 ) -> Drafted:
     """Answer every request without drafting and under each spec, in turns."""
     tokens, out = 24 if lab.quick else 64, Drafted()
-    recipes = {GREEDY: None} | {_key(spec): as_recipe(spec) for spec in specs}
+    recipes = {GREEDY: None} | {str(spec): as_recipe(spec) for spec in specs}
     asked = prompts or requests(lab)
     depth = lab.model.config.get_text_config(decoder=True).num_hidden_layers
     for number, prompt in enumerate(asked, 1):
@@ -109,8 +105,5 @@ def requests(lab: Lab) -> list[list[int]]:
         draw = random.Random(f"requests/{seed}")
         for task in TASKS[: 1 if lab.quick else len(TASKS)]:
             request = f"{task}: {draw.choice(paragraphs())[:600]}"
-            if getattr(lab.tokenizer, "chat_template", None):
-                asked = [{"role": "user", "content": request}]
-                request = lab.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-            found.append(lab.reader.ids(request)[-256:])
+            found.append(lab.reader.ids(as_message(lab.tokenizer, request))[-256:])
     return found
