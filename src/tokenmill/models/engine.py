@@ -78,6 +78,8 @@ class Pass:
             return self._run_leaving(hidden)
         depth = self._depth()
         angles: dict[Any, Any] = {}
+        if self.lean is not None and self.lean.alike and depth is None and self._undecided:
+            return self.decoder.final_norm(self._straight(self.lean, hidden))
         for index in range(len(self.decoder.layers)) if depth is None else self._order(depth):
             if depth is None or index in depth.layers:
                 hidden = self._layer(self.decoder.layers[index], hidden, self._angles(angles, hidden, index), index)
@@ -87,6 +89,34 @@ class Pass:
             if index in self.watched:
                 self.states[index] = hidden
         return self.decoder.final_norm(hidden)
+
+    @property
+    def _undecided(self) -> bool:
+        """No recipe and no watcher has a say between two layers, and every layer holds its tokens side by side."""
+        return (
+            self.plan.idle
+            and self.plan.select is None
+            and not (self.watched or self.cache.shift)
+            and self.observe is None
+            and self.valid is None
+            and self.new <= FEW
+            and all(store.lanes.alike and not store.parts for store in self.cache.stores)
+        )
+
+    def _straight(self, lean: Lean, hidden: Tensor) -> Tensor:
+        """Hidden states (B, Q, E) through all layers in one call."""
+        cache, windows = self.cache, self.decoder.windows
+        angles = self.decoder.angles(hidden, self.positions, 0)
+        hidden = lean.walk(hidden, angles, [s.lanes for s in cache.stores], windows, self.positions, self.tree)
+        layers = range(len(cache.stores))
+        cache.token_layers += self.positions.numel() * len(layers)
+        self.stored.update(layers)
+        for layer in layers if any(windows) else ():
+            if self.tree is not None:
+                self.pending[layer] = hidden[:, :0]
+            else:
+                self.settle(layer, hidden[:, :0], 0.0)
+        return hidden
 
     def through(self, hidden: Tensor, layers: range) -> Tensor:
         """Hidden states (B, Q, E) through some layers, without the final norm."""

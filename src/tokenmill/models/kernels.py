@@ -5,8 +5,9 @@ Activations become 16-bit whole numbers with a scale a row, so the sum inside a 
 
     y_n = a * sum over blocks b of ( scale_nb * sum over k in b of code_nk q_k  +  least_nb * sum over k in b of q_k )
 
-Each row of activations is summed in the same order whatever rows are beside it. A row of weights is laid out as
-scales, least weights (each padded to eight) and codes; in 4 bits the low halves of a block's bytes come first.
+Each row of activations is summed in the same order whatever rows are beside it. Eight outputs are stored together,
+block by block, so that a vector instruction serves all eight and nothing has to be added across a vector (`packed`
+lays them out).
 """
 
 # mypy: ignore-errors
@@ -30,15 +31,17 @@ from torch import Tensor
 
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 F32, HALF, VEC = ir.FloatType(), ir.HalfType(), ir.VectorType
-LANES = VEC(F32, 8)
+LANES, PAIRS = VEC(F32, 8), VEC(I16, 16)
 TOP = np.float32(32767)
-MOST = 2048  # blocks in a row of weights
+EIGHT = 8  # outputs that are stored together: the lanes of a vector
+RECORD = {4: 160, 8: 272}  # bytes of a block of eight outputs: scales, in 4 bits least weights, codes
+AHEAD = 1024  # bytes that are fetched before they are needed; the processor by itself looks less far
 MOST_THREADS = numba.config.NUMBA_NUM_THREADS
 GROUP = 32  # rows of activations that stay in the cache while the weights pass by
 
 
 def _splat(b: Any, x: Any) -> Any:
-    empty = ir.Constant(LANES, ir.Undefined)
+    empty = ir.Constant(VEC(x.type, 8), ir.Undefined)
     return b.shuffle_vector(b.insert_element(empty, x, I32(0)), empty, ir.Constant(VEC(I32, 8), [0] * 8))
 
 
@@ -66,14 +69,23 @@ def _halves(b: Any, address: Any) -> Any:
     return b.fpext(b.bitcast(_load(b, address, VEC(I16, 8), 2), VEC(HALF, 8)), LANES)
 
 
-def _codes(b: Any, bits: int, address: Any) -> list[Any]:
-    """The 32 codes of a block as two vectors of 16-bit numbers."""
-    wide, bytes16 = VEC(I16, 16), VEC(I8, 16)
-    if bits == 8:
-        return [b.sext(_load(b, b.add(address, I64(16 * i)), bytes16, 1), wide) for i in (0, 1)]
-    both = _load(b, address, bytes16, 1)
-    four, low = (ir.Constant(bytes16, [n] * 16) for n in (4, 15))
-    return [b.zext(b.and_(both, low), wide), b.zext(b.lshr(both, four), wide)]
+def _fetch(b: Any, address: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    fetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
+    b.call(fetch, [b.inttoptr(address, I8.as_pointer()), I32(0), I32(3), I32(1)])
+
+
+def _codes(b: Any, bits: int, address: Any) -> Iterator[Any]:
+    """The codes of a block of eight outputs: a vector has two neighbouring ones of each, as 16-bit numbers."""
+    for i in range(bits):
+        held = _load(b, b.add(address, I64(32 * i)), PAIRS, 2)
+        for low in range(0, 16, bits):
+            up = b.shl(held, _all(16 - bits - low)) if low < 16 - bits else held
+            yield (b.ashr if bits == 8 else b.lshr)(up, _all(16 - bits))
+
+
+def _all(number: int) -> Any:
+    return ir.Constant(PAIRS, [number] * 16)
 
 
 def _loop(b: Any, count: Any, step: int, carried: list[Any]) -> tuple[Any, list[Any], Any]:
@@ -99,43 +111,33 @@ def _loop(b: Any, count: Any, step: int, carried: list[Any]) -> tuple[Any, list[
 
 
 def _tile(bits: int, rows: int) -> Any:
-    """One output for `rows` rows of activations, in vector instructions."""
+    """Eight outputs for `rows` rows of activations, in vector instructions."""
 
     @intrinsic
     def tile(context: Any, w: Any, q: Any, sums: Any, a: Any, y: Any, blocks: Any, outputs: Any) -> Any:
         def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
             w, q, sums, a, y, blocks, outputs = given
-            padded = b.and_(b.add(blocks, I64(7)), I64(-8))
-            scales = b.ptrtoint(cgutils.alloca_once(b, F32, size=MOST), I64)
-            zero = ir.Constant(LANES, [0.0] * 8)
-            i, _, close = _loop(b, padded, 8, [])
-            b.store(_halves(b, _at(b, w, 2, i)), b.inttoptr(_at(b, scales, 4, i), LANES.as_pointer())).align = 4
-            close([])
-            totals = [zero] * rows
+            i, held, close = _loop(b, blocks, 1, [ir.Constant(LANES, [0.0] * 8)] * rows)
+            block = _at(b, w, RECORD[bits], i)
+            for line in range(0, RECORD[bits], 64):
+                _fetch(b, b.add(block, I64(AHEAD + line)))
+            scale = _halves(b, block)
+            totals = [ir.Constant(VEC(I32, 8), [0] * 8)] * rows
+            starts = [_at(b, _at(b, q, 64 * r, blocks), 64, i) for r in range(rows)]
+            for pair, codes in enumerate(_codes(b, bits, b.add(block, I64(RECORD[bits] - 32 * bits)))):
+                for r in range(rows):
+                    two = b.bitcast(_splat(b, _load(b, b.add(starts[r], I64(4 * pair)), I32, 2)), PAIRS)
+                    totals[r] = b.add(totals[r], _call(b, "llvm.x86.avx2.pmadd.wd", VEC(I32, 8), codes, two))
+            new = [_fma(b, b.sitofp(totals[r], LANES), scale, held[r]) for r in range(rows)]
             if bits == 4:
-                least = _at(b, w, 2, padded)
-                i, held, close = _loop(b, padded, 8, totals)
-                m = _halves(b, _at(b, least, 2, i))
-                at = [_at(b, _at(b, sums, 4 * r, padded), 4, i) for r in range(rows)]
-                close([_fma(b, m, _load(b, at[r], LANES, 4), held[r]) for r in range(rows)])
-                totals = [_now(h) for h in held]
-            codes = _at(b, w, 4 if bits == 4 else 2, padded)
-            i, held, close = _loop(b, blocks, 1, totals)
-            scale = _splat(b, _load(b, _at(b, scales, 4, i), F32, 4))
-            low, high = _codes(b, bits, _at(b, codes, 16 if bits == 4 else 32, i))
-            new = []
-            for r in range(rows):
-                at = _at(b, _at(b, q, 64 * r, blocks), 64, i)
-                parts = [
-                    _call(b, "llvm.x86.avx2.pmadd.wd", VEC(I32, 8), x, _load(b, b.add(at, I64(o)), VEC(I16, 16), 2))
-                    for x, o in ((low, 0), (high, 32))
-                ]
-                new.append(_fma(b, b.sitofp(b.add(*parts), LANES), scale, held[r]))
+                least = _halves(b, b.add(block, I64(16)))
+                for r in range(rows):
+                    total = _load(b, _at(b, _at(b, sums, 4 * r, blocks), 4, i), F32, 4)
+                    new[r] = _fma(b, least, _splat(b, total), new[r])
             close(new)
             for r in range(rows):
-                total = _sum(b, _now(held[r]))
-                total = b.fmul(total, _load(b, b.add(a, I64(4 * r)), F32, 4))
-                b.store(total, b.inttoptr(_at(b, y, 4 * r, outputs), F32.as_pointer()))
+                total = b.fmul(_now(held[r]), _splat(b, _load(b, b.add(a, I64(4 * r)), F32, 4)))
+                b.store(total, b.inttoptr(_at(b, y, 4 * r, outputs), LANES.as_pointer())).align = 4
             return target.get_dummy_value()
 
         return types.void(*[types.int64] * 7), generate
@@ -148,15 +150,8 @@ def _now(phi: Any) -> Any:
     return phi.incomings[-1][0]
 
 
-def _sum(b: Any, x: Any) -> Any:
-    for apart in (4, 2, 1):
-        order = ir.Constant(VEC(I32, 8), [(i + apart) % 8 for i in range(8)])
-        x = b.fadd(x, b.shuffle_vector(x, x, order))
-    return b.extract_element(x, I32(0))
-
-
-_4x8, _4x4, _4x2, _4x1 = (_tile(4, rows) for rows in (8, 4, 2, 1))
-_8x8, _8x4, _8x2, _8x1 = (_tile(8, rows) for rows in (8, 4, 2, 1))
+_4x4, _4x2, _4x1 = (_tile(4, rows) for rows in (4, 2, 1))
+_8x4, _8x2, _8x1 = (_tile(8, rows) for rows in (4, 2, 1))
 
 
 # Twice on purpose, here and in `product4` and `product8`: one function that asks for the bits at every tile takes up to
@@ -165,47 +160,41 @@ _8x8, _8x4, _8x2, _8x1 = (_tile(8, rows) for rows in (8, 4, 2, 1))
 
 @njit(error_model="numpy")
 def _rows4(rows: int, w: int, q: int, sums: int, a: int, y: int, blocks: int, outputs: int) -> None:
-    """One output for all rows: eight at a time, then what is left."""
-    wide, long, m = 64 * blocks, (blocks + 7) // 8 * 32, 0
-    while rows - m >= 8:
-        _4x8(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
-        m += 8
-    if rows - m >= 4:
-        _4x4(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+    """Eight outputs for all rows: four at a time, then what is left."""
+    m = 0
+    while rows - m >= 4:
+        _4x4(w, q + m * 64 * blocks, sums + m * 4 * blocks, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
         m += 4
     if rows - m >= 2:
-        _4x2(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+        _4x2(w, q + m * 64 * blocks, sums + m * 4 * blocks, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
         m += 2
     if rows - m:
-        _4x1(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+        _4x1(w, q + m * 64 * blocks, sums + m * 4 * blocks, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
 
 
 @njit(error_model="numpy")
 def _rows8(rows: int, w: int, q: int, sums: int, a: int, y: int, blocks: int, outputs: int) -> None:
-    wide, long, m = 64 * blocks, (blocks + 7) // 8 * 32, 0
-    while rows - m >= 8:
-        _8x8(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
-        m += 8
-    if rows - m >= 4:
-        _8x4(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+    m = 0
+    while rows - m >= 4:
+        _8x4(w, q + m * 64 * blocks, sums + m * 4 * blocks, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
         m += 4
     if rows - m >= 2:
-        _8x2(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+        _8x2(w, q + m * 64 * blocks, sums + m * 4 * blocks, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
         m += 2
     if rows - m:
-        _8x1(w, q + m * wide, sums + m * long, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
+        _8x1(w, q + m * 64 * blocks, sums + m * 4 * blocks, a + 4 * m, y + 4 * m * outputs, blocks, outputs)
 
 
 @njit(error_model="numpy")
 def _room(x: Any, blocks: int) -> Any:
     rows = min(GROUP, len(x))
-    sums = np.empty((rows, (blocks + 7) // 8 * 8), np.float32)
-    return np.empty((rows, blocks * 32), np.int16), sums, np.empty(rows, np.float32)
+    sums, a = np.empty((rows, blocks), np.float32), np.empty(rows, np.float32)
+    return np.empty((rows, blocks * 32), np.int16), sums, a, np.empty((rows, EIGHT), np.float32)
 
 
 @njit(fastmath=True, error_model="numpy")
 def whole(x: Any, q: Any, sums: Any, a: Any) -> None:
-    """x (M, K) as 16-bit whole numbers q (M, K'), the sums of their blocks (M, B'), and a scale a row (M,)."""
+    """x (M, K) as 16-bit whole numbers q (M, K'), the sums of their blocks (M, B), and a scale a row (M,)."""
     for m in range(len(x)):
         top = np.float32(1e-30)
         for k in range(x.shape[1]):
@@ -221,36 +210,70 @@ def whole(x: Any, q: Any, sums: Any, a: Any) -> None:
             for k in range(block * 32, block * 32 + 32):
                 total += q[m, k]
             sums[m, block] = total
-        for block in range(q.shape[1] // 32, sums.shape[1]):
-            sums[m, block] = 0
 
 
 @njit(parallel=True, error_model="numpy", cache=True)
 def product4(w: Any, x: Any, y: Any, blocks: int) -> int:
-    """y (M, N) = x (M, K) times packed 4-bit weights w (N, bytes)."""
-    outputs, q, sums, a = y.shape[1], *_room(x, blocks)
+    """y (M, N) = x (M, K) times packed 4-bit weights w (N / 8, bytes)."""
+    outputs, q, sums, a, rest = y.shape[1], *_room(x, blocks)
     for first in range(0, len(x), GROUP):
-        rows = min(GROUP, len(x) - first)
+        rows, full = min(GROUP, len(x) - first), outputs // EIGHT
         whole(x[first : first + rows], q, sums, a)
         pw, pq, ps, pa = w.ctypes.data, q.ctypes.data, sums.ctypes.data, a.ctypes.data
         py = y.ctypes.data + 4 * first * outputs
-        for n in prange(outputs):
-            _rows4(rows, pw + n * w.shape[1], pq, ps, pa, py + 4 * n, blocks, outputs)
+        for n in prange(full):
+            _rows4(rows, pw + n * w.shape[1], pq, ps, pa, py + 4 * EIGHT * n, blocks, outputs)
+        if outputs > full * EIGHT:
+            _rows4(rows, pw + full * w.shape[1], pq, ps, pa, rest.ctypes.data, blocks, EIGHT)
+            y[first : first + rows, full * EIGHT :] = rest[:rows, : outputs - full * EIGHT]
     return q.size + sums.size + a.size  # they live until here: the loop knows only their addresses
 
 
 @njit(parallel=True, error_model="numpy", cache=True)
 def product8(w: Any, x: Any, y: Any, blocks: int) -> int:
-    """y (M, N) = x (M, K) times packed 8-bit weights w (N, bytes)."""
-    outputs, q, sums, a = y.shape[1], *_room(x, blocks)
+    """y (M, N) = x (M, K) times packed 8-bit weights w (N / 8, bytes)."""
+    outputs, q, sums, a, rest = y.shape[1], *_room(x, blocks)
     for first in range(0, len(x), GROUP):
-        rows = min(GROUP, len(x) - first)
+        rows, full = min(GROUP, len(x) - first), outputs // EIGHT
         whole(x[first : first + rows], q, sums, a)
         pw, pq, ps, pa = w.ctypes.data, q.ctypes.data, sums.ctypes.data, a.ctypes.data
         py = y.ctypes.data + 4 * first * outputs
-        for n in prange(outputs):
-            _rows8(rows, pw + n * w.shape[1], pq, ps, pa, py + 4 * n, blocks, outputs)
-    return q.size + sums.size + a.size
+        for n in prange(full):
+            _rows8(rows, pw + n * w.shape[1], pq, ps, pa, py + 4 * EIGHT * n, blocks, outputs)
+        if outputs > full * EIGHT:
+            _rows8(rows, pw + full * w.shape[1], pq, ps, pa, rest.ctypes.data, blocks, EIGHT)
+            y[first : first + rows, full * EIGHT :] = rest[:rows, : outputs - full * EIGHT]
+    return q.size + sums.size + a.size  # they live until here: the loop knows only their addresses
+
+
+@intrinsic
+def _half(context: Any, address: Any) -> Any:
+    """One float16 as float32."""
+
+    def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
+        return b.fpext(b.bitcast(_load(b, given[0], I16, 2), HALF), F32)
+
+    return types.float32(types.int64), generate
+
+
+@njit(error_model="numpy", cache=True)
+def unpack(bits: int, w: Any, rows: Any, out: Any) -> None:
+    """Rows (M,) of packed weights w (N / 8, bytes) as numbers: (M, 32 B)."""
+    record, few = (160 if bits == 4 else 272), 8 // bits  # bytes of a block, codes in a byte
+    for m in range(len(rows)):
+        tile, lane = w[rows[m] // EIGHT], rows[m] % EIGHT
+        for block in range(out.shape[1] // 32):
+            start = tile.ctypes.data + block * record + 2 * lane
+            scale, least = _half(start), _half(start + 16) if bits == 4 else np.float32(0)
+            codes = (block + 1) * record - 32 * bits + 4 * lane
+            for i in range(bits):
+                for byte in range(4):
+                    for j in range(few):
+                        code = np.int64(tile[codes + 32 * i + byte]) >> bits * j & (1 << bits) - 1
+                        if code > 127:
+                            code -= 256
+                        k = 2 * (16 // bits * i + byte % 2 * few + j) + byte // 2
+                        out[m, 32 * block + k] = np.float32(code) * scale + least
 
 
 @njit(error_model="numpy", cache=True)
@@ -326,7 +349,7 @@ def leave(
     w_up: Any, blocks_up: int, w_down: Any, blocks_down: int, out: Any,
 ) -> None:  # fmt: skip
     """What attention gave (M, H D) back into the hidden states x (M, E), and through the feed-forward part: (M, E)."""
-    rows, wide = len(x), len(w_up) // 2
+    rows, wide = len(x), len(w_up) * EIGHT // 2
     part, both, gated = np.empty_like(x), np.empty((rows, 2 * wide), np.float32), np.empty((rows, wide), np.float32)
     _product(bits, w_out, seen, out, blocks_out)
     out += x
@@ -405,6 +428,82 @@ def attend(
                     result[d] += score[t] * value[d]
             for d in range(len(result)):
                 result[d] /= total
+
+
+@intrinsic
+def _pointer(context: Any, address: Any) -> Any:
+    def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
+        return b.inttoptr(given[0], I8.as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@njit(error_model="numpy")
+def _floats(address: int, rows: int, columns: int) -> Any:
+    return numba.carray(_pointer(address), (rows, columns), np.float32)
+
+
+@njit(error_model="numpy")
+def _row(address: int, size: int) -> Any:
+    return numba.carray(_pointer(address), (size if address else 0,), np.float32)
+
+
+@njit(error_model="numpy")
+def _bytes(address: int, outputs: int, blocks: int, bits: int) -> Any:
+    wide = blocks * (160 if bits == 4 else 272)
+    return numba.carray(_pointer(address), ((outputs + EIGHT - 1) // EIGHT, wide), np.uint8)
+
+
+@njit(error_model="numpy", cache=True)
+def walk(
+    bits: int, x: Any, weights: Any, caches: Any, heads: int, shared: int, inner: int, eps: float, scale: float,
+    cos: Any, sin: Any, at: Any, tree: Any,
+) -> None:  # fmt: skip
+    """Hidden states x (M, E) of few new tokens through all layers, in place.
+
+    `weights` (L, 9) are addresses: norm, queries-keys-values, their bias, norms of queries and keys, output, norm,
+    gates beside ups, downs; 0 where a layer has none. `caches` (L, 6): the addresses of keys, values and positions, how
+    many slots a lane has and holds, and the window or 0. New keys and values are written behind what is held, the
+    positions `at` (B, Q) with them.
+    """
+    size, width = cos.shape[1], x.shape[1]
+    (rows, new), many = at.shape, heads + 2 * shared
+    blocks, blocks_out, blocks_down = (width + 31) // 32, (heads * size + 31) // 32, (inner + 31) // 32
+    both, out = np.empty((len(x), many * size), np.float32), np.empty_like(x)
+    queries = np.empty((rows, heads, new, size), np.float32)
+    seen, flat = np.empty_like(queries), np.empty((len(x), heads * size), np.float32)
+    starts, counts = np.empty((rows, shared), np.int64), np.empty((rows, shared), np.int64)
+    for layer in range(len(weights)):
+        w = weights[layer]
+        enter(
+            bits, x, _row(w[0], width), eps, _bytes(w[1], many * size, blocks, bits), _row(w[2], many * size), blocks,
+            cos, sin, heads, shared, _row(w[3], size), _row(w[4], size), both,
+        )  # fmt: skip
+        room, held, window = caches[layer, 3], caches[layer, 4], caches[layer, 5]
+        slots = rows * shared * room
+        keys, values = _floats(caches[layer, 0], slots, size), _floats(caches[layer, 1], slots, size)
+        positions = numba.carray(_pointer(caches[layer, 2]), (slots,), np.int32)
+        for b in range(rows):
+            for k in range(shared):
+                starts[b, k], counts[b, k] = (b * shared + k) * room, held + new
+                for q in range(new):
+                    slot, row = starts[b, k] + held + q, both[b * new + q]
+                    keys[slot] = row[(heads + k) * size : (heads + k + 1) * size]
+                    values[slot] = row[(heads + shared + k) * size : (heads + shared + k + 1) * size]
+                    positions[slot] = at[b, q]
+            for h in range(heads):
+                for q in range(new):
+                    queries[b, h, q] = both[b * new + q, h * size : (h + 1) * size]
+        attend(queries, keys, values, positions, starts, counts, at, window, tree, scale, seen)
+        for b in range(rows):
+            for h in range(heads):
+                for q in range(new):
+                    flat[b * new + q, h * size : (h + 1) * size] = seen[b, h, q]
+        leave(
+            bits, x, flat, _bytes(w[5], width, blocks_out, bits), blocks_out, _row(w[6], width), eps,
+            _bytes(w[7], 2 * inner, blocks, bits), blocks, _bytes(w[8], width, blocks_down, bits), blocks_down, out,
+        )  # fmt: skip
+        x[:] = out
 
 
 _one_at_a_time = threading.RLock()  # not every threading layer of numba's may be entered twice

@@ -51,6 +51,11 @@ class Lanes:
         return self.counts is None
 
     @property
+    def alike(self) -> bool:
+        """Every lane holds as many tokens in as much room."""
+        return self.rows > 0 and self.counts is None and self.rooms is None
+
+    @property
     def ragged(self) -> bool:
         return self.rooms is not None
 
@@ -96,9 +101,8 @@ class Lanes:
         rows, heads, new = keys.shape[:3]
         if not self.rows:
             self._start(rows, heads, keys, values)
-        if valid is None and self.counts is None and self.rooms is None:
-            if self.n + new > self.room:
-                self._grow(self.n + new)
+        if valid is None and self.alike:
+            self.reserve(new)
             given = (self.keys, keys), (self.values, values), (self.positions, positions[:, None])
             for held, added in given:  # once a layer and token: slicing would cost more than the copy
                 held.view(rows, heads, self.room, *held.shape[1:]).narrow(2, self.n, new).copy_(added)
@@ -120,6 +124,11 @@ class Lanes:
         self.values[slot] = values[row, :, col]
         self.positions[slot] = positions[row, col].to(self.positions.dtype)[:, None].expand_as(slot)
         self._set_counts(after)
+
+    def reserve(self, new: int) -> None:
+        """Room for `new` more tokens in every lane, while lanes are alike."""
+        if self.n + new > self.room:
+            self._grow(self.n + new)
 
     def keep(self, mask: Tensor) -> None:
         """Drop every slot that mask (B, K, n) does not keep, and free its memory."""
@@ -149,7 +158,7 @@ class Lanes:
 
     def keep_tail(self, new: int, accepted: Tensor) -> None:
         """Of the `new` newest slots of each lane keep those at indices `accepted` (A,), in that order."""
-        if self.counts is None and self.rooms is None:
+        if self.alike:
             for column in (self.keys, self.values, self.positions):
                 tail = self._tail(column, new)
                 tail.narrow(2, 0, len(accepted)).copy_(tail.index_select(2, accepted))
@@ -165,7 +174,7 @@ class Lanes:
         """Take the `count` newest slots of each lane back."""
         if not count:
             return
-        if self.counts is None and self.rooms is None:
+        if self.alike:
             self._tail(self.positions, count).fill_(-1)
             self.n -= count
             return

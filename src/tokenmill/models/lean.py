@@ -8,7 +8,7 @@ a recipe decides is not touched: keys, values and decisions pass through the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -41,6 +41,7 @@ def _fits(layer: Any) -> bool:
     return (
         set(packed) == set(PRODUCTS)
         and not any(isinstance(m, nn.Linear) or _hooked(m) for m in modules.values())
+        and all(packed[name].beside is not None for name in ("q_proj", "gate_proj"))
         and all(packed[name].bias is None for name in PRODUCTS[3:])  # Qwen2 has some on the first three
         and type(layer.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
         and all(p.dtype == torch.float32 for p in layer.parameters())
@@ -54,6 +55,13 @@ def _hooked(module: nn.Module) -> bool:
     return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks)
 
 
+def address(held: Tensor | Array) -> int:
+    """Where its numbers lie; 0 if there are none."""
+    if isinstance(held, Tensor):
+        return held.data_ptr() if held.numel() else 0
+    return int(held.ctypes.data) if held.size else 0
+
+
 class Layer:
     """What the compiled calls take of one layer: its weights as arrays, without a copy."""
 
@@ -65,15 +73,21 @@ class Layer:
         biases = [torch.zeros(p.out_features) if p.bias is None else p.bias for p in (q, k, v)]
         bias = NOTHING if q.bias is k.bias is v.bias is None else torch.cat(biases).numpy()
         before, after = layer.input_layernorm, layer.post_attention_layernorm
-        gains = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        gains = [NOTHING if norm is None else norm.weight.numpy() for norm in norms]
         self.first = self.bits, before.weight.numpy(), before.variance_epsilon, q.beside.numpy(), bias, q.blocks
-        self.turn = self.heads, self.shared, *(NOTHING if g is None else g.weight.numpy() for g in gains)
+        self.turn = self.heads, self.shared, *gains
         self.last = (
             *(attention.o_proj.codes.numpy(), attention.o_proj.blocks),
             *(after.weight.numpy(), after.variance_epsilon),
             *(mlp.gate_proj.beside.numpy(), mlp.gate_proj.blocks),
             *(mlp.down_proj.codes.numpy(), mlp.down_proj.blocks),
         )
+        held = [before.weight, q.beside, bias, *gains, attention.o_proj.codes, after.weight]
+        held += [mlp.gate_proj.beside, mlp.down_proj.codes]
+        self.addresses = [address(x) for x in held]
+        # What `walk` takes of all layers alike: all but the addresses.
+        self.alike = self.bits, self.heads, self.shared, mlp.up_proj.out_features, before.variance_epsilon, self.scale
 
 
 class Lean:
@@ -84,11 +98,39 @@ class Lean:
 
         self.kernels: Any = kernels
         self.layers = layers
+        self.alike = all(layer.alike == layers[0].alike for layer in layers)
+        self._weights = np.array([layer.addresses for layer in layers])
         self._turn: tuple[Any, Array, Array] = None, NOTHING, NOTHING  # the angles that came last, as arrays
 
     def threads(self) -> AbstractContextManager[None]:
         """Around a pass."""
         return self.kernels.threads()
+
+    def walk(
+        self, hidden: Tensor, angles: tuple[Tensor, Tensor], lanes: list[Lanes], windows: Sequence[int | None],
+        at: Tensor, tree: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """All layers in one call, where no recipe has a say in between: hidden states (B, Q, E) to (B, Q, E).
+
+        What new tokens at positions `at` (B, Q) leave in every layer's lanes is appended to them.
+        """
+        new, layer = hidden.shape[1], self.layers[0]
+        for held in lanes:
+            held.reserve(new)
+        caches = [
+            (*map(address, (held.keys, held.values, held.positions)), held.room, held.n, window or 0)
+            for held, window in zip(lanes, windows, strict=True)
+        ]
+        out = hidden.reshape(-1, hidden.shape[2]).clone()
+        bits, heads, shared, inner, eps, scale = layer.alike
+        cos, sin = (x.reshape(-1, layer.size).numpy() for x in angles)
+        self.kernels.walk(
+            bits, out.numpy(), self._weights, np.array(caches), heads, shared, inner, eps, scale, cos, sin,
+            at.contiguous().numpy(), NO_TREE if tree is None else tree.contiguous().numpy(),
+        )  # fmt: skip
+        for held in lanes:
+            held.n += new
+        return out.view_as(hidden)
 
     def layer(self, index: int, hidden: Tensor, angles: tuple[Tensor, Tensor], attend: Callable[..., Tensor]) -> Tensor:
         """One layer: hidden states (B, Q, E) to (B, Q, E). `attend` is what `Pass.attend` is."""

@@ -33,6 +33,7 @@ from tokenmill.models.trained import digest
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
 AUTO = "auto"
 BLOCK = 32  # weights that share a scale in int4
+EIGHT = 8  # outputs that are stored together
 BESIDE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of one input
 MANY = 64  # rows from which weights are unpacked once for all of them
 DIGIT = 63  # activations are split in two digits of 7 bits: fbgemm adds pairs of products in 16 bits
@@ -160,15 +161,12 @@ class Nibbles(Product):
 
 
 class Blocks(Product):
-    """int8 or int4 weights in blocks of 32, as `models.kernels` reads them: a row of bytes an output."""
+    """int8 or int4 weights in blocks of 32, as `models.kernels` reads them: eight outputs a row of bytes."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, bits: int):
         super().__init__(weight, bias)
-        self.bits = bits
-        columns, codes = _blocks(weight, bits)
-        padded = [F.pad(c, (0, -c.shape[1] % 8)).view(torch.uint8) for c in columns]
-        self.blocks, self.head = columns[0].shape[1], sum(c.shape[1] for c in padded)
-        self.register_buffer("codes", torch.cat([*padded, codes], 1))  # (N, bytes)
+        self.bits, self.blocks = bits, -(-self.in_features // BLOCK)
+        self.register_buffer("codes", packed(weight, bits))  # (N / 8, bytes)
         self.beside: Tensor | None = None  # the codes of all layers that read the same input
 
     def rows(self, x: Tensor) -> Tensor:
@@ -180,22 +178,18 @@ class Blocks(Product):
 
     def first(self, count: int) -> Callable[[Tensor], Tensor]:
         some = copy.copy(self)
-        some._buffers = {name: held if held is None else held[:count] for name, held in self._buffers.items()}
+        some._buffers = dict(self._buffers, codes=self.codes[: -(-count // EIGHT)])
+        some.bias = None if self.bias is None else self.bias[:count]
         some.out_features, some.beside = count, None
         return some
 
     def unpacked(self, rows: Tensor) -> Tensor:
         """These rows of the weights (M,) in float32: (M, K)."""
-        held = self.codes[rows]
-        columns, codes = held[:, : self.head].view(torch.float16).float(), held[:, self.head :]
-        scale = columns[:, : self.blocks, None]
-        if self.bits == 8:
-            out = codes.view(torch.int8).unflatten(1, (-1, BLOCK)) * scale
-        else:
-            pairs = codes.unflatten(1, (-1, BLOCK // 2))
-            least = columns[:, columns.shape[1] // 2 :][:, : self.blocks, None]
-            out = torch.cat([pairs & 15, pairs >> 4], -1) * scale + least
-        return out.flatten(1)[:, : self.in_features]
+        from tokenmill.models import kernels
+
+        out = torch.empty(len(rows), self.blocks * BLOCK)
+        kernels.unpack(self.bits, self.codes.numpy(), rows.numpy(), out.numpy())
+        return out[:, : self.in_features]
 
     @property
     def weight(self) -> Tensor:
@@ -225,14 +219,22 @@ class Table(nn.Module):
         return self.packed.weight
 
 
-def _blocks(weight: Tensor, bits: int) -> tuple[list[Tensor], Tensor]:
-    """Columns of float16, one number a block, and the codes as bytes."""
-    if bits == 8:
-        codes, scale = blocks_of_8(weight)
-        return [scale], codes.view(torch.uint8)
-    codes, scale, least = blocks_of_4(weight)
-    low, high = codes.unflatten(1, (-1, 2, BLOCK // 2)).unbind(2)
-    return [scale.half(), least.half()], (low | high << 4).flatten(1)
+def packed(weight: Tensor, bits: int) -> Tensor:
+    """Weights (N, K) as `models.kernels` reads them: (N / 8, bytes), what is missing to a whole eight being zero.
+
+    A row is eight outputs, block after block: their scales in float16, in 4 bits their least weights, and words of
+    16 bits. A word is of one output, of every second one of a run of its codes: the first word of an output has the
+    even ones, the second the odd ones, from the low bits up.
+    """
+    weight = F.pad(weight, (0, 0, 0, -len(weight) % EIGHT))
+    codes, *columns = blocks_of_4(weight) if bits == 4 else blocks_of_8(weight)
+    run = 16 // bits
+    parts = codes.view(torch.uint8).view(len(weight) // EIGHT, EIGHT, -1, bits, run, 2)
+    parts = parts.permute(0, 2, 3, 1, 5, 4)  # tile, block, i, output, 2, run
+    if bits == 4:
+        parts = parts[..., ::2] | parts[..., 1::2] << 4
+    heads = [c.half().view(len(parts), EIGHT, -1).transpose(1, 2).contiguous().view(torch.uint8) for c in columns]
+    return torch.cat([*heads, parts.flatten(2)], 2).flatten(1)
 
 
 def blocks_of_4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -307,7 +309,7 @@ def pack(model: Any, weights: str) -> Any:
 
 def side_by_side(layers: list[Any]) -> None:
     """Layers that read the same input into one piece of memory, so that one product can run over all of them."""
-    if all(isinstance(layer, Blocks) for layer in layers):
+    if all(isinstance(layer, Blocks) and layer.out_features % EIGHT == 0 for layer in layers):
         together = torch.cat([layer.codes for layer in layers])
         for layer, codes in zip(layers, together.split([len(layer.codes) for layer in layers]), strict=True):
             layer.codes, layer.beside = codes, together
