@@ -325,6 +325,14 @@ class TestTypicalAcceptance:
         nothing = Draft(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
         assert typical_acceptance(nothing, said) == ([], 0)
 
+    def test_of_lines_as_long_the_likeliest(self):
+        p = torch.tensor([[0.3, 0.7], [0.9, 0.1], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
+        said = Said(lambda i: p[i], p.argmax(-1).tolist(), None, p.log())
+        one_each = Draft(torch.tensor([0, 1]), torch.tensor([-1, -1]))
+        assert typical_acceptance(one_each, said)[0] == [1]  # 0.7 against 0.3
+        lines = Draft(torch.tensor([0, 1, 0, 1]), torch.tensor([-1, -1, 0, 1]))
+        assert typical_acceptance(lines, said)[0] == [1, 3]  # 0.7 * 0.5 against 0.3 * 0.9
+
 
 class TestPromptLookup:
     def test_what_followed_the_longest_newest_match(self):

@@ -1,6 +1,6 @@
 """Typical acceptance: accept every guess that the model itself finds plausible enough. Not lossless.
 
-    x is taken  <=>  p(x) > min(epsilon, delta exp(-H(p)));  the longest line of such guesses counts
+    x is taken  <=>  p(x) > min(epsilon, delta exp(-H(p)));  of the longest lines of such guesses the likeliest counts
 
 p is the model's distribution at `temperature`, H its entropy in nats: where the model is unsure, more is plausible. The
 token after the last guess taken is the model's own, chosen as without drafting.
@@ -31,13 +31,14 @@ def typical_acceptance(
     bar = (entropy.neg().exp() * delta).clamp(max=epsilon)
     parents = draft.parents.tolist()
     above = draft.parents + 1
-    plausible = (log_p[above, draft.tokens].exp() > bar[above]).tolist() if parents else []
+    guessed = log_p[above, draft.tokens]  # (N,)
+    plausible, likely = (guessed.exp() > bar[above]).tolist(), guessed.tolist()
     best: list[int] = []
     lines: list[list[int]] = []  # of each node: the plausible line that ends in it
     for node, parent in enumerate(parents):
         line = [] if parent < 0 else lines[parent]
         lines.append([*line, node] if plausible[node] and (parent < 0 or line) else [])
-        best = max(best, lines[node], key=len)
+        best = max(best, lines[node], key=lambda nodes: (len(nodes), sum(likely[n] for n in nodes)))
     row = best[-1] + 1 if best else 0
     if said.generator is None:
         return best, said.likeliest[row]
