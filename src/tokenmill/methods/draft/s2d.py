@@ -9,10 +9,12 @@ that ends there would say.
 Kavehzadeh et al., "S2D: Sorted Speculative Decoding For More Efficient Deployment of Nested Large Language Models",
 2024.
 
-Differs: in the paper the exits are those of one draft model that serves several targets, and sorted fine-tuning changes
-all its layers; here they are the target's own, which stays as it is, and what is trained is a projection an exit, all
-exits in one sum, on what the model itself says is likeliest after real text. Untrained, it is `first_layers`
-among the first `words` tokens of the vocabulary.
+Differs: in the paper the exits are those of one draft model that serves several targets (the first 6, 9 and 12 layers
+of a larger one), and sorted fine-tuning on real text changes all its layers; here they are the target's own, which
+stays as it is, and what is trained is a projection an exit, all exits in one sum, on what the model itself says is
+likeliest after real text. The authors also tuned exits into the target, and found it slower than a draft and the target
+spoilt. They set a threshold for each exit, 0.5 in the code they published later. Untrained, it is `first_layers` among
+the first `words` tokens of the vocabulary.
 """
 
 from __future__ import annotations
