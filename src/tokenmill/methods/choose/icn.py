@@ -7,8 +7,11 @@ finds little; a new query that leaves what was found finds more.
 
 Peng et al., "Correlation and Navigation in the Vocabulary Key Representation Space of Language Models", 2024.
 
-Differs: the wording of the request is chosen here. It follows the answer in the same text, as a turn of its own where
-the prompt is a chat, so that nothing is read twice. An answer is a line; one that came before is not pooled again.
+Differs: in the authors' code what was found is a numbered list, and the likeliest first token behind it that began no
+answer yet begins the next one, which goes on greedily without the list. Here all of an answer is written with what was
+found in view, and may begin as another did. The wording of the request is chosen here. It follows the answer in the
+same text, as a turn of its own where the prompt is a chat, so that nothing is read twice. An answer is a line; one that
+came before is not pooled again.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ Belofsky, "Token-Level Adaptation of LoRA Adapters for Downstream Task Generaliz
 
 Differs: text is embedded by the model's own input embeddings, which cost nothing; the authors use a sentence encoder. A
 token's keys and values stay as they were made, with the weights of its time; the authors read the whole text anew after
-every change. They have rank 64, and their library adds up the As and the Bs apart, so that each B meets every A; here
-it is the sum of the products, as in the formula. The default is their best stride, every other token.
+every change. They have rank 64 and dropout, and their library adds up the As and the Bs apart, so that each B meets
+every A; here it is the sum of the products, as in the formula. The default is their best stride, every other token.
 """
 
 from __future__ import annotations

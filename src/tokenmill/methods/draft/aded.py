@@ -8,8 +8,9 @@
 Liu et al., "Adaptive Draft-Verification for Efficient Large Language Model Decoding", 2024.
 
 Differs: the authors' table starts from the trigrams of a chat corpus and this one empty, learning from the prompt and
-from what is said; theirs adds 0.04 for each use and ours counts. c1 = 32, c2 = 8 are the authors'; `steps` runs instead
-of their 150, in Python. Unvisited siblings come likeliest first. Any source can stand in the table's place.
+from what is said; theirs adds 0.04 for each use, and P is what stands there, where ours counts and P is a share. They
+lengthen each drafted line by the likeliest token behind it. c1 = 32, c2 = 8 are the authors'; `steps` runs instead of
+their 150, in Python. Unvisited siblings come likeliest first. Any source can stand in the table's place.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ the newest token, W_out the model's own head, M a small network of two layers.
 Xiao et al., "Clover: Regressive Lightweight Speculative Decoding with Sequential Knowledge", 2024.
 
 Differs: the paper's augmenting block is a transformer layer over the sentence; M sees the state alone. The connection
-is the one of the authors' second version, a cosine for each head instead of a softmax over one key. Trained on what the
-model itself says is likeliest after real text, on a sample of the places of each batch. Guesses are among the first
-`words` tokens of the vocabulary.
+is the one of the authors' second version, a cosine for each head instead of a softmax over one key. There the newest
+token's has matrices of its own and comes before the block, O reads the token beside the state and is normed, and
+training follows the model's whole distribution and its states. Trained here on what the model itself says is likeliest
+after real text, on a sample of the places of each batch. Guesses are among the first `words` tokens of the vocabulary.
 """
 
 from __future__ import annotations

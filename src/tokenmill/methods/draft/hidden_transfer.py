@@ -9,8 +9,9 @@ Wu et al., "Parallel Decoding via Hidden Transfer for Lossless Large Language Mo
 
 Differs: all places leave from one layer. The upper layers run on the new states after a draft was checked, for the
 accepted token alone; the paper runs those of every node together with the check, which saves a pass and costs states
-that are thrown away. Trained on what the model itself says is likeliest after real text, on a sample of the places of
-each batch. Guesses are among the first `words` tokens of the vocabulary.
+that are thrown away. The paper draws what the states say to the whole distribution of the real ones (Kullback-Leibler);
+here the target is the model's own likeliest token after real text, on a sample of the places of each batch. Guesses are
+among the first `words` tokens of the vocabulary.
 """
 
 from __future__ import annotations

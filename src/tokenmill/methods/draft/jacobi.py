@@ -7,9 +7,11 @@
 Teng et al., "Accelerating Auto-regressive Text-to-Image Generation with Training-free Speculative Jacobi Decoding",
 2024. Without drawing it is Jacobi decoding (Santilli et al. 2023).
 
+After a refusal all later guesses are drawn anew from the new predictions, as in the authors' code, which keeps every
+guess a draw from the distribution it is tested against.
+
 Differs: made for image tokens; here the window is text, and a place that no pass has reached takes a token from the
-text (the paper: a random one, or an image neighbour). After a refusal all later guesses are drawn anew from the new
-predictions, which keeps every guess a draw from the distribution it is tested against.
+text (the paper: a random one, or an image neighbour).
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@
 
 Fu et al., "Break the Sequential Dependency of LLM Inference Using Lookahead Decoding", 2024.
 
-Differs: the window moves on by as many places as tokens were accepted; places it did not reach take tokens of the text,
-by lot. The window's first row may be accepted too where it is right.
+Differs: the window moves on by as many places as tokens were accepted, in the authors' code by one at every pass;
+places it did not reach take tokens of the text, by lot. Their first column begins with the newest token itself, so one
+run of each pass has a beginning that is known to be right; here all columns begin with guesses, and the window's tokens
+may be accepted too where they are right.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ h is the final hidden state that gave the newest token, W_out the model's own he
 
 Cai et al., "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads", 2024.
 
-Differs: heads are trained on what the model itself says is likeliest after real text (the paper's self-distillation
-with hard targets), on a sample of the places of each batch, and share the model's output matrix; the paper gives each
-head a matrix of its own, started from that one. Guesses are among the first `words` tokens of the vocabulary.
+Differs: heads are trained on what the model itself says is likeliest after the text, on a sample of the places of each
+batch, and share the model's output matrix; the paper trains them on the text's own next tokens, real ones or such as
+the model wrote, and gives each head a matrix of its own, started from that one. Guesses are among the first `words`
+tokens of the vocabulary.
 """
 
 from __future__ import annotations

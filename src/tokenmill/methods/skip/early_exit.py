@@ -15,7 +15,9 @@ through all layers.
 "margin" and "top" cost the model's head, over the whole vocabulary, each time they are asked: after every `stride`-th
 layer, from the share `start` of the depth on.
 
-Differs: the threshold is given, not calibrated to a risk; the model was not trained to be read in the middle.
+Differs: the threshold is given, not calibrated to a risk; the model was not trained to be read in the middle; the
+paper's third measure, a classifier trained for it, is left out ("top" is in the authors' code alone). A row stays at
+the threshold itself, so that none leaves at 1.
 """
 
 from __future__ import annotations
