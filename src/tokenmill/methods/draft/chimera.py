@@ -12,10 +12,10 @@ Tokens", 2024.
 Differs: in the authors' code M alone gives g, without e_t; the upper part is a whole decoder layer, rotary and with a
 feed-forward part, in which drafted tokens also see each other's encodings; the heads, one a level, read the model's
 state and the layer's side by side, with weights of their own that begin as the model's head twice; and in training
-deeper levels read what the heads above them guessed, with the text's own tokens as targets. Here the upper part is
-attention alone, over the model's states of the newest tokens, and all levels read the text's tokens. Trained on what
-the model itself says is likeliest after real text, on a sample of the places of each batch. Guesses are among the first
-`words` tokens of the vocabulary.
+deeper levels read what the heads above them guessed, with the text's own tokens as targets. The paper also draws the
+layer's state to the model's next one. Here the upper part is attention alone, over the model's states of the newest
+tokens, and all levels read the text's tokens. Trained on what the model itself says is likeliest after real text, on a
+sample of the places of each batch. Guesses are among the first `words` tokens of the vocabulary.
 """
 
 from __future__ import annotations
