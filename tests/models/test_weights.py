@@ -183,6 +183,51 @@ def test_the_lean_walk_is_the_plain_walk(name, monkeypatch):
         assert (kept_a, more_a) == (kept_b, more_b)
 
 
+@needs_numba
+@pytest.mark.parametrize("how", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
+def test_all_layers_in_one_call_say_what_layer_by_layer_says(name, how, monkeypatch):
+    """To the last bit: batches, a tree of which some is accepted, windows that tokens leave."""
+    model, seen = packed(name, how), torch.ones(3, 3, dtype=torch.bool).tril()
+    seen[2, 1] = False
+    found, calls = [], []
+    kernels = Engine(model, tm.recipe("full")).lean.kernels
+    walk = kernels.walk
+    monkeypatch.setattr(kernels, "walk", lambda *given: (calls.append(1), walk(*given)))
+    for apart in (False, True):
+        if apart:
+            monkeypatch.setattr("tokenmill.models.engine.Pass._undecided", False)
+        several, one = Session(model), Session(model)
+        out = [several.read(ids(3, 45), all_logits=True)[:, -1]]
+        out += [several.read(torch.tensor([[t], [t + 1], [t + 2]])) for t in range(40)]
+        out += [several.read(ids(3, 5)), one.read(ids(1, 45))]
+        out.append(one.verify(torch.tensor([5, 6, 7]), torch.tensor([0, 1, 1]), seen))
+        one.accept(torch.tensor([0, 2]))
+        out += [one.read(torch.tensor([[t]])) for t in range(40)]
+        found.append((out, several.kept(), one.kept(), several.stats.token_layers, one.stats.cache_bytes))
+        assert len(calls) == 82  # 40 tokens and five at once, a tree and 40 tokens; the prompts go layer by layer
+    (a, *kept_a), (b, *kept_b) = found
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert kept_a == kept_b
+
+
+@needs_numba
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_tree_read_level_by_level_is_the_tree_read_at_once(apart, monkeypatch):
+    if apart:
+        monkeypatch.setattr("tokenmill.models.engine.Pass._undecided", False)
+    model = packed("llama")
+    tokens, depths = torch.tensor([5, 6, 7, 8]), torch.tensor([0, 0, 1, 1])
+    seen = torch.eye(4, dtype=torch.bool)
+    seen[2, 0] = seen[3, 1] = True
+    whole, parts = Session(model), Session(model)
+    for session in (whole, parts):
+        session.read(ids(1, 30))
+    want = whole.verify(tokens, depths, seen)
+    first = parts.verify(tokens[:2], depths[:2], seen[:2, :2])
+    assert torch.equal(torch.cat([first, parts.verify(tokens[2:], depths[2:], seen[2:])]), want)
+
+
 @pytest.mark.parametrize("how", PACKED)
 @pytest.mark.parametrize("draft", ["prompt_lookup", "token_recycling"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])

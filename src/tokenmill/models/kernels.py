@@ -393,7 +393,7 @@ def attend(
     """Few queries (B, H, Q, D) over lanes of keys and values (S, D): (B, H, Q, D).
 
     A lane is `counts` (B, K) slots from `starts` (B, K). A query at position `at` (B, Q) sees the slots at or before
-    it, within the window if there is one; among the newest Q slots `tree` (Q, Q) decides, unless it is empty. Slots are
+    it, within the window if there is one; among the newest N slots `tree` (Q, N) decides, unless it is empty. Slots are
     summed one after the other, so those that are not seen change nothing in the result, not even its rounding.
     """
     rows, heads, new, _ = queries.shape
@@ -401,7 +401,7 @@ def attend(
     for i in prange(rows * heads * new):
         b, h, q = i // (heads * new), i // new % heads, i % new
         start, count = starts[b, h // groups], counts[b, h // groups]
-        place, older, result = at[b, q], count - new, out[b, h, q]
+        place, older, result = at[b, q], count - tree.shape[1], out[b, h, q]
         result[:] = 0
         if place >= 0:
             # Slots are in the order they came, and so seen ones may have unseen ones between them.
