@@ -36,6 +36,7 @@ TOP = np.float32(32767)
 EIGHT = 8  # outputs that are stored together: the lanes of a vector
 RECORD = {4: 160, 8: 272}  # bytes of a block of eight outputs: scales, in 4 bits least weights, codes
 AHEAD = 1024  # bytes that are fetched before they are needed; the processor by itself looks less far
+ALONE = 1 << 13  # numbers that one thread has gated before others have started
 MOST_THREADS = numba.config.NUMBA_NUM_THREADS
 GROUP = 32  # rows of activations that stay in the cache while the weights pass by
 
@@ -333,14 +334,73 @@ def enter(
     _turned(out, heads * cos.shape[1], shared, cos, sin, key_gain, eps)
 
 
-@njit(parallel=True, fastmath=True, error_model="numpy", cache=True)
+@intrinsic
+def _fused(context: Any, x: Any, y: Any, z: Any) -> Any:
+    """x y + z, rounded once."""
+
+    def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
+        return _call(b, "llvm.fma.f32", F32, *given)
+
+    return types.float32(*[types.float32] * 3), generate
+
+
+@intrinsic
+def _power(context: Any, n: Any) -> Any:
+    """2 to the whole number n, -126 to 127."""
+
+    def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
+        return b.bitcast(b.shl(b.add(given[0], I32(127)), I32(23)), F32)
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def _greater(context: Any, x: Any, y: Any) -> Any:
+    """The greater of two, NaN if one is."""
+
+    def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
+        return _call(b, "llvm.maximum.f32", F32, *given)
+
+    return types.float32(*[types.float32] * 2), generate
+
+
+@njit(error_model="numpy")
+def _exp(x: Any) -> Any:
+    """exp(x) to within float32's rounding, x held between -87 and 88. Loops over it become vector instructions."""
+    x = np.float32(-87) if x < np.float32(-87) else x
+    x = np.float32(88) if x > np.float32(88) else x
+    n = np.rint(x * np.float32(1.442695041))
+    f = _fused(n, np.float32(-0.693359375), x)  # ln 2 in two parts, the first of which has few bits
+    f = _fused(n, np.float32(2.12194440e-4), f)
+    p = np.float32(1 / 720)
+    for c in (
+        np.float32(1 / 120),
+        np.float32(1 / 24),
+        np.float32(1 / 6),
+        np.float32(0.5),
+        np.float32(1),
+        np.float32(1),
+    ):
+        p = _fused(p, f, c)
+    return p * _power(np.int32(n))
+
+
+@njit(error_model="numpy")
+def _gate(y: Any, m: int, out: Any) -> None:
+    size = out.shape[1]
+    for k in range(size):
+        out[m, k] = y[m, k] / (np.float32(1) + _exp(-y[m, k])) * y[m, k + size]
+
+
+@njit(parallel=True, error_model="numpy", cache=True)
 def _gated(y: Any, out: Any) -> None:
     """silu(gate) * up, from rows y (M, 2 I) with both side by side."""
-    size = out.shape[1]
-    for i in prange(out.size):
-        m, k = i // size, i % size
-        gate = y[m, k]
-        out[m, k] = gate / (np.float32(1) + np.exp(-gate)) * y[m, k + size]
+    if out.size < ALONE:
+        for m in range(len(out)):
+            _gate(y, m, out)
+    else:
+        for m in prange(len(out)):
+            _gate(y, m, out)
 
 
 @njit(error_model="numpy", cache=True)
@@ -360,74 +420,206 @@ def leave(
     out += part
 
 
-@njit(fastmath=True, error_model="numpy", cache=True)
-def _dot(x: Any, y: Any) -> Any:
-    total = np.float32(0)
-    for d in range(len(x)):
-        total += x[d] * y[d]
-    return total
+SLOTS = 4  # keys a query row is multiplied by at once; with three rows twelve sums fill the registers
+VECTORS = 4  # of a value, summed at once; likewise
+CHUNK = 24  # query rows that share one reading of keys and values
+STRETCH = 4096  # numbers of values that stay in the cache while the query rows pass by
+ONE = np.float32(1 << 30)
 
 
-@njit(error_model="numpy", cache=True)
-def _softened(x: Any, power: Any) -> None:
-    """x becomes exp(x) for x <= 0, to within float32's rounding; `power` is room of the same length, int32."""
-    for t in range(len(x)):
-        y = max(x[t], np.float32(-87)) * np.float32(1.442695041)
-        whole_part = np.rint(y)
-        f = (y - whole_part) * np.float32(0.6931471806)
-        p = np.float32(1 / 720)
-        for c in (np.float32(1 / 120), np.float32(1 / 24), np.float32(1 / 6), np.float32(0.5), np.float32(1)):
-            p = p * f + c
-        power[t] = np.int32((np.int32(whole_part) + 127) << 23)
-        x[t] = p * f + np.float32(1)
-    two = power.view(np.float32)
-    for t in range(len(x)):
-        x[t] = x[t] * two[t]
+def _score(rows: int) -> Any:
+    """Products of query rows with four keys. A product is eight sums of every eighth number, then theirs."""
+
+    @intrinsic
+    def score(context: Any, q: Any, key: Any, size: Any, slot: Any, last: Any, out: Any, room: Any) -> Any:
+        def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
+            q, key, size, slot, last, out, room = given
+            wide, keys = b.mul(size, I64(4)), []
+            for n in range(SLOTS):  # behind the last slot there may be no memory; it is read again
+                own = b.add(slot, I64(n))
+                keys.append(_at(b, key, wide, b.select(b.icmp_signed("<", own, last), own, last)))
+            i, held, close = _loop(b, size, 8, [ir.Constant(LANES, [0.0] * 8)] * (SLOTS * rows))
+            queries = [_load(b, _at(b, _at(b, q, r, wide), 4, i), LANES, 4) for r in range(rows)]
+            new = []
+            for at in keys:  # one vector of keys at a time: there is no register for a second
+                x = _load(b, _at(b, at, 4, i), LANES, 4)
+                new += [_fma(b, x, queries[r], held[len(new) + r]) for r in range(rows)]
+            close(new)
+            for r in range(rows):
+                sums = _four_sums(b, [_now(h) for h in held[r::rows]])
+                at = _at(b, _at(b, out, 4 * r, room), 4, slot)
+                b.store(sums, b.inttoptr(at, sums.type.as_pointer())).align = 4
+            return target.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
+
+    return score
+
+
+def _four_sums(b: Any, x: list[Any]) -> Any:
+    """The sums of four vectors, as one of four."""
+
+    def folded(u: Any, v: Any, *halves: list[int]) -> Any:
+        return b.fadd(*(b.shuffle_vector(u, v, ir.Constant(VEC(I32, len(half)), half)) for half in halves))
+
+    one, other = (folded(u, v, [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]) for u, v in (x[:2], x[2:]))
+    both = folded(one, other, [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15])
+    return folded(both, both, [0, 1, 2, 3], [4, 5, 6, 7])
+
+
+def _mix(rows: int, vectors: int) -> Any:
+    """Add to sums of query rows some slots' values times their weights, one slot after the other."""
+
+    @intrinsic
+    def mix(context: Any, weight: Any, room: Any, value: Any, size: Any, slots: Any, out: Any) -> Any:
+        def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
+            weight, room, value, size, slots, out = given
+            places = [b.add(_at(b, out, 4 * r, size), I64(32 * n)) for n in range(vectors) for r in range(rows)]
+            i, held, close = _loop(b, slots, 1, [_load(b, place, LANES, 4) for place in places])
+            weights = [_splat(b, _load(b, _at(b, _at(b, weight, 4 * r, room), 4, i), F32, 4)) for r in range(rows)]
+            at, new = _at(b, value, 4, b.mul(size, i)), []
+            for n in range(vectors):
+                x = _load(b, b.add(at, I64(32 * n)), LANES, 4)
+                new += [_fma(b, x, weights[r], held[len(new) + r]) for r in range(rows)]
+            close(new)
+            for place, h in zip(places, held, strict=True):
+                b.store(_now(h), b.inttoptr(place, LANES.as_pointer())).align = 4
+            return target.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return mix
+
+
+_score3, _score1 = _score(3), _score(1)
+_mix3x4, _mix3x1, _mix1x4, _mix1x1 = (_mix(rows, vectors) for rows in (3, 1) for vectors in (VECTORS, 1))
+
+
+@njit(error_model="numpy")
+def _scores(rows: int, q: int, key: int, size: int, count: int, score: int, room: int) -> None:
+    """Query rows (R, D) times all keys of a lane (T, D): (R, T), with room for more in a row."""
+    for slot in range(0, count, SLOTS):
+        r = 0
+        while r < rows:
+            if rows - r >= 3:
+                _score3(q + 4 * r * size, key, size, slot, count - 1, score + 4 * r * room, room)
+                r += 3
+            else:
+                _score1(q + 4 * r * size, key, size, slot, count - 1, score + 4 * r * room, room)
+                r += 1
+
+
+@njit(error_model="numpy")
+def _mixed(rows: int, weight: int, room: int, value: int, size: int, count: int, out: int) -> None:
+    """To sums (R, D) add weights (R, T) times all values of a lane (T, D)."""
+    stretch = max(1, STRETCH // size)
+    for first in range(0, count, stretch):
+        slots, r = min(stretch, count - first), 0
+        while r < rows:
+            w, d = weight + 4 * (r * room + first), 0
+            while d < size:
+                v, o, whole = value + 4 * (first * size + d), out + 4 * (r * size + d), size - d >= 8 * VECTORS
+                if rows - r >= 3 and whole:
+                    _mix3x4(w, room, v, size, slots, o)
+                elif rows - r >= 3:
+                    _mix3x1(w, room, v, size, slots, o)
+                elif whole:
+                    _mix1x4(w, room, v, size, slots, o)
+                else:
+                    _mix1x1(w, room, v, size, slots, o)
+                d += 8 * VECTORS if whole else 8
+            r += 3 if rows - r >= 3 else 1
+
+
+@njit(error_model="numpy")
+def _softened(
+    score: Any, r: int, positions: Any, count: int, place: int, window: int, tree: Any, node: int, scale: float
+) -> Any:
+    """Row r of scores (R, T) becomes the weights of its slots, the greatest 1 and unseen ones 0. Their sum.
+
+    The weights are added as whole numbers: in that their order does not matter, nor how many zeros are between them.
+    """
+    nothing, before, older = np.float32(-np.inf), np.int32(-1), count - tree.shape[1]
+    if window > 0 and place >= window:
+        before = np.int32(place - window)
+    for t in range(max(older, 0), count if len(tree) else 0):
+        score[r, t] = score[r, t] if tree[node, t - older] else nothing
+    place, top = np.int32(place), nothing
+    for t in range(score.shape[1]):
+        seen = before < positions[t] and positions[t] <= place
+        score[r, t] = score[r, t] * np.float32(scale) if seen else nothing
+        top = _greater(top, score[r, t])
+    for t in range(score.shape[1]):
+        weight = _exp(score[r, t] - top)
+        score[r, t] = np.float32(0) if score[r, t] == nothing else weight
+    total = 0
+    for t in range(score.shape[1]):
+        total += np.int64(np.int32(np.rint(score[r, t] * ONE)))
+    return np.float32(total) / ONE
+
+
+@njit(error_model="numpy")
+def _attended(
+    first: int, last: int, queries: Any, keys: Any, values: Any, positions: Any, starts: Any, counts: Any, at: Any,
+    window: int, tree: Any, scale: float, out: Any,
+) -> None:  # fmt: skip
+    """Rows `first` to `last` of the queries (B H Q, D), all of one lane."""
+    (batch, lanes), new, size, rows = starts.shape, at.shape[1], queries.shape[1], last - first
+    lane = first // (len(queries) // (batch * lanes))
+    b, start, count = lane // lanes, starts[lane // lanes, lane % lanes], counts[lane // lanes, lane % lanes]
+    room = (count + 31) // 32 * 32  # whole vectors, several at a time; what is behind the last slot is not seen
+    score, totals, held = np.empty((rows, room), np.float32), np.empty(rows, np.float32), np.empty(room, np.int32)
+    for t in range(room):
+        held[t] = positions[start + t] if t < count else -1
+    key, value, ahead = keys.ctypes.data + 4 * start * size, values.ctypes.data + 4 * start * size, 4 * first * size
+    _scores(rows, queries.ctypes.data + ahead, key, size, count, score.ctypes.data, room)
+    for r in range(rows):
+        node = (first + r) % new
+        totals[r] = _softened(score, r, held, count, at[b, node], window, tree, node, scale)
+        for d in range(size):
+            out[first + r, d] = 0
+    _mixed(rows, score.ctypes.data, room, value, size, count, out.ctypes.data + ahead)
+    for r in range(rows):
+        padding = at[b, (first + r) % new] < 0
+        for d in range(size):
+            out[first + r, d] = np.float32(0) if padding else out[first + r, d] / totals[r]
 
 
 @njit(parallel=True, error_model="numpy", cache=True)
+def _attend(
+    queries: Any, keys: Any, values: Any, positions: Any, starts: Any, counts: Any, at: Any, window: int, tree: Any,
+    scale: float, out: Any, threads: int,
+) -> None:  # fmt: skip
+    """`attend` for rows of queries (B H Q, D), each of whole vectors. Every thread has as many."""
+    each = len(queries) // starts.size  # rows of a lane
+    shares = min(len(queries), threads)
+    for share in prange(shares):
+        first, last = len(queries) * share // shares, len(queries) * (share + 1) // shares
+        while first < last:
+            end = min(first + CHUNK, last, (first // each + 1) * each)
+            _attended(first, end, queries, keys, values, positions, starts, counts, at, window, tree, scale, out)
+            first = end
+
+
 def attend(
     queries: Any, keys: Any, values: Any, positions: Any, starts: Any, counts: Any, at: Any, window: int, tree: Any,
     scale: float, out: Any,
 ) -> None:  # fmt: skip
-    """Few queries (B, H, Q, D) over lanes of keys and values (S, D): (B, H, Q, D).
+    """Few queries (B, H, Q, D) over lanes of keys and values (S, D): (B, H, Q, D). All are contiguous.
 
     A lane is `counts` (B, K) slots from `starts` (B, K). A query at position `at` (B, Q) sees the slots at or before
-    it, within the window if there is one; among the newest N slots `tree` (Q, N) decides, unless it is empty. Slots are
-    summed one after the other, so those that are not seen change nothing in the result, not even its rounding.
+    it, within the window if there is one; among the newest N slots `tree` (Q, N) decides as well, unless it is empty.
+    A query's numbers are added in an order of their own, so that neither other queries nor slots it does not see
+    change anything in the result, not even its rounding. A query at a position below 0 gets zeros.
     """
-    rows, heads, new, _ = queries.shape
-    groups = heads // starts.shape[1]
-    for i in prange(rows * heads * new):
-        b, h, q = i // (heads * new), i // new % heads, i % new
-        start, count = starts[b, h // groups], counts[b, h // groups]
-        place, older, result = at[b, q], count - tree.shape[1], out[b, h, q]
-        result[:] = 0
-        if place >= 0:
-            # Slots are in the order they came, and so seen ones may have unseen ones between them.
-            which, score = np.empty(count, np.int64), np.empty(count, np.float32)
-            n, top = 0, np.float32(-np.inf)
-            for t in range(count):
-                slot = positions[start + t]
-                if slot < 0 or slot > place or (window > 0 and place - slot >= window):
-                    continue
-                if t >= older and len(tree) and not tree[q, t - older]:
-                    continue
-                which[n] = start + t
-                score[n] = _dot(queries[b, h, q], keys[start + t]) * np.float32(scale)
-                top = max(top, score[n])
-                n += 1
-            for t in range(n):
-                score[t] -= top
-            _softened(score[:n], np.empty(n, np.int32))
-            total = np.float32(0)
-            for t in range(n):
-                total += score[t]
-                value = values[which[t]]
-                for d in range(len(result)):
-                    result[d] += score[t] * value[d]
-            for d in range(len(result)):
-                result[d] /= total
+    size, threads = queries.shape[3], numba.get_num_threads()
+    given, result = (queries.reshape(-1, size), keys, values), out.reshape(-1, size)
+    if size % 8:  # whole vectors, as the lanes of real models are
+        given = tuple(np.pad(x, ((0, 0), (0, -size % 8))) for x in given)
+        result = np.empty_like(given[0])
+    _attend(*given, positions, starts, counts, at, window, tree, scale, result, threads)
+    if size % 8:
+        out[:] = result[:, :size].reshape(out.shape)
 
 
 @intrinsic
@@ -457,7 +649,7 @@ def _bytes(address: int, outputs: int, blocks: int, bits: int) -> Any:
 @njit(error_model="numpy", cache=True)
 def walk(
     bits: int, x: Any, weights: Any, caches: Any, heads: int, shared: int, inner: int, eps: float, scale: float,
-    cos: Any, sin: Any, at: Any, tree: Any,
+    cos: Any, sin: Any, at: Any, tree: Any, threads: int,
 ) -> None:  # fmt: skip
     """Hidden states x (M, E) of few new tokens through all layers, in place.
 
@@ -494,7 +686,10 @@ def walk(
             for h in range(heads):
                 for q in range(new):
                     queries[b, h, q] = both[b * new + q, h * size : (h + 1) * size]
-        attend(queries, keys, values, positions, starts, counts, at, window, tree, scale, seen)
+        _attend(
+            queries.reshape(-1, size), keys, values, positions, starts, counts, at, window, tree, scale,
+            seen.reshape(-1, size), threads,
+        )  # fmt: skip
         for b in range(rows):
             for h in range(heads):
                 for q in range(new):

@@ -98,7 +98,7 @@ class Lean:
 
         self.kernels: Any = kernels
         self.layers = layers
-        self.alike = all(layer.alike == layers[0].alike for layer in layers)
+        self.alike = all(layer.alike == layers[0].alike for layer in layers) and layers[0].size % 8 == 0
         self._weights = np.array([layer.addresses for layer in layers])
         self._turn: tuple[Any, Array, Array] = None, NOTHING, NOTHING  # the angles that came last, as arrays
 
@@ -126,7 +126,7 @@ class Lean:
         cos, sin = (x.reshape(-1, layer.size).numpy() for x in angles)
         self.kernels.walk(
             bits, out.numpy(), self._weights, np.array(caches), heads, shared, inner, eps, scale, cos, sin,
-            at.contiguous().numpy(), NO_TREE if tree is None else tree.contiguous().numpy(),
+            at.contiguous().numpy(), NO_TREE if tree is None else tree.contiguous().numpy(), torch.get_num_threads(),
         )  # fmt: skip
         for held in lanes:
             held.n += new
