@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from tokenmill.errors import ModelError, RecipeError, SpecError
 from tokenmill.method import Method, Recipe, get
+from tokenmill.ops.logits import largest
 
 
 class Chooser:
@@ -57,7 +59,9 @@ class Chooser:
         return self.generators[row]
 
     def warped(self, logits: Tensor) -> Tensor:
-        """(N, V) logits through the warpers, in order: (N, V)."""
+        """(N, V) logits through the warpers, in order, in float32: (N, V)."""
+        _refuse_nan(logits.amax(-1))
+        logits = logits.float()
         for warper in self.warpers:
             logits = warper(logits)
         return logits
@@ -65,7 +69,9 @@ class Chooser:
     def __call__(self, logits: Tensor, row: int | None = None) -> Tensor:
         """logits (N, V) to tokens (N,). With `row`, all of them belong to that row."""
         if self.greedy:
-            return self.warped(_sound(logits.float() if self.warpers else logits)).argmax(-1)
+            values, tokens = largest(self.warped(logits) if self.warpers else logits)
+            _refuse_nan(values)
+            return tokens
         probabilities = self.probabilities(logits)
         own = [self.generators[i if row is None else row] for i in range(len(logits))]
         drawn = [torch.multinomial(p.cpu(), 1, generator=g) for p, g in zip(probabilities, own, strict=True)]
@@ -73,13 +79,13 @@ class Chooser:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(N, V) logits to the distributions tokens are drawn from (N, V); one-hot where the choice is greedy."""
-        warped = self.warped(_sound(logits.float()))
+        warped = self.warped(logits)
         if self.greedy:
-            return torch.nn.functional.one_hot(warped.argmax(-1), warped.shape[-1]).to(warped)
+            return torch.nn.functional.one_hot(largest(warped)[1], warped.shape[-1]).to(warped)
         return warped.softmax(-1)
 
 
-def _sound(logits: Tensor) -> Tensor:
-    if bool(torch.isnan(logits.sum(-1)).any()) and bool(torch.isnan(logits).any()):
+def _refuse_nan(values: Tensor) -> None:
+    """Raise ModelError if the largest of a row is NaN, as it is if any is. values: (N,)"""
+    if any(map(math.isnan, values.tolist())):
         raise ModelError("the model's logits are NaN: its weights, or its number format, are broken")
-    return logits

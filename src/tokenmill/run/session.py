@@ -28,6 +28,7 @@ from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import Pass
 from tokenmill.models.lanes import compact
 from tokenmill.models.plan import Plan, newest, plan_of, thin
+from tokenmill.ops.logits import finite
 from tokenmill.run.adapt import Told
 from tokenmill.types import Bits, Keep, Merge, Trace
 
@@ -131,7 +132,7 @@ class Session:
                 else:
                     out = [torch.cat([out[0], logits], 1)[:, -last:]]
         logits = torch.cat(out, 1) if all_logits else out[-1]
-        if not bool(torch.isfinite(logits[:, -1]).all()):
+        if not finite(logits[:, -1]):
             assert self.cache is not None
             self.cache.broken = "the model's logits were not finite on this cache; start again with a new cache"
             raise ModelError("the model's logits are NaN or infinite: its weights, or its number format, are broken")
