@@ -215,10 +215,9 @@ class Tree(Protocol):
 
 @dataclass(frozen=True)
 class Guess:
-    """What a source holds likely after each of M nodes, the likeliest first."""
+    """What a source holds likely after each of M nodes. Plain numbers: trees grow in Python, a few nodes at a time."""
 
-    tokens: Tensor  # (M, W) ids, -1 = no further guess
-    chances: Tensor  # (M, W) the source's own estimate that this token is next
+    rows: Sequence[Mapping[int, float]]  # M: token -> the source's own estimate that it is next, the likeliest first
     logits: Tensor | None = None  # (M, V) of a source that knows the whole distribution: it can be drawn from
 
 

@@ -18,7 +18,7 @@ from tokenmill.methods.draft import (
     trigram,
     typical_acceptance,
 )
-from tokenmill.ops.sampling import without_replacement
+from tokenmill.ops.sampling import as_rows, without_replacement
 from tokenmill.ops.trees import accept_greedy, depths, likeliest_paths
 from tokenmill.run.speculate import Proposer
 from tokenmill.types import Draft, Growth, Guess, Said, Verified
@@ -149,7 +149,7 @@ def _table_growth(generator=None, seed=2):
     def look(tree, at):
         logits = table[[tree.tokens[node] if node >= 0 else 0 for node in at]]
         values, tokens = logits.softmax(-1).topk(8)
-        return Guess(tokens, values, logits)
+        return Guess(as_rows(tokens, values), logits)
 
     return table.softmax(-1), Growth(look, generator, lambda x: x.softmax(-1), math.inf, lambda n: 1.0)
 
@@ -219,10 +219,10 @@ class TestSources:
         look, state = trigram(_read(text[:6]), None)
         look, _ = trigram(_read(text), state)
         guess = look(parse_tree(), [-1])
-        assert guess.tokens[0, :3].tolist() == [3, 4, -1]
-        assert guess.chances[0, :2].tolist() == pytest.approx([2 / 3, 1 / 3])
+        assert list(guess.rows[0]) == [3, 4]
+        assert guess.rows[0] == pytest.approx({3: 2 / 3, 4: 1 / 3})
         whole, _ = trigram(_read(text), None)  # counted at once or as the text grew
-        assert torch.equal(whole(parse_tree(), [-1]).tokens, guess.tokens)
+        assert whole(parse_tree(), [-1]).rows == guess.rows
 
     def test_jacobi_guesses_what_was_predicted_at_its_place(self):
         context = torch.tensor([7, 5, 1, 4])  # 5 was the root, 1 accepted, 4 the model's own

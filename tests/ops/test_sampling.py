@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chi2, chisquare, ncx2
 
 from tokenmill.method import parse
-from tokenmill.ops.sampling import residual_walk, without_replacement
+from tokenmill.ops.sampling import as_rows, residual_walk, without_replacement
 from tokenmill.ops.trees import children
 from tokenmill.types import Growth, Guess, Said, Verified
 
@@ -61,7 +61,7 @@ def test_what_comes_out_is_the_targets(tree, sure):
     def look(tree, at):
         rows = q[[tree.tokens[node] if node >= 0 else 0 for node in at]]
         chances, tokens = rows.topk(3)
-        return Guess(tokens, chances, None if sure else rows.log())
+        return Guess(as_rows(tokens, chances), None if sure else rows.log())
 
     grow = Growth(look, g, lambda logits: logits.softmax(-1), 9, lambda width: 1.0)
     for _ in range(DRAWS):

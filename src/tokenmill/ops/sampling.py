@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from tokenmill.ops.logits import top_chances
 from tokenmill.ops.trees import level
 from tokenmill.types import Draft, Growth, Guess, Said, Tree
 
@@ -100,29 +102,33 @@ def offered(grow: Growth, guess: Guess, count: int) -> tuple[list[list[tuple[int
     are, from a source that knows a whole distribution.
     """
     if grow.generator is None or guess.logits is None:
-        tokens, chances, q = guess.tokens[:, :count], guess.chances[:, :count], None
+        rows, q = guess.rows, None
     else:
         q = grow.probabilities(guess.logits)  # (M, V)
         tokens = without_replacement(q, count, grow.generator)
-        chances = q.gather(-1, tokens.clamp(min=0))
-    rows = zip(tokens.tolist(), chances.tolist(), strict=True)
-    return [[(t, c) for t, c in zip(*row, strict=True) if t >= 0] for row in rows], q
+        rows = as_rows(tokens, q.gather(-1, tokens.clamp(min=0)))
+    return [list(islice(row.items(), count)) for row in rows], q
+
+
+def as_rows(tokens: Tensor, chances: Tensor) -> list[dict[int, float]]:
+    """The rows of a Guess from tokens (M, W), -1 = none, and their chances (M, W)."""
+    both = zip(tokens.tolist(), chances.tolist(), strict=True)
+    return [{t: c for t, c in zip(*row, strict=True) if t >= 0} for row in both]
 
 
 def likeliest(logits: Tensor, width: int) -> Guess:
     """The guesses of a source that knows a whole distribution, (M, V) logits."""
-    values, tokens = logits.topk(min(width, logits.shape[-1]), dim=-1)
-    return Guess(tokens, (values - logits.logsumexp(-1, keepdim=True)).exp(), logits)
+    return Guess(as_rows(*top_chances(logits, width)), logits)
 
 
 def by_level(logits: Tensor, width: int) -> Callable[[Tree, Sequence[int]], Guess]:
     """What a source says that knows one distribution for each level below the root, logits (L, V): none below L."""
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
-        deep = torch.tensor([level(tree, node) for node in at], device=logits.device)
+        deep = [level(tree, node) for node in at]
         if not len(logits):
-            return Guess(torch.full((len(at), 1), -1), torch.zeros(len(at), 1))
-        guess = likeliest(logits[deep.clamp(max=len(logits) - 1)], width)
-        return Guess(guess.tokens.masked_fill((deep >= len(logits))[:, None], -1), guess.chances, guess.logits)
+            return Guess([{} for _ in at])
+        guess = likeliest(logits[[min(d, len(logits) - 1) for d in deep]], width)
+        return Guess([row if d < len(logits) else {} for d, row in zip(deep, guess.rows, strict=True)], guess.logits)
 
     return look

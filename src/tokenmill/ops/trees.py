@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -172,11 +173,10 @@ def best_first(
     asked, values = [-1], {-1: 1.0}
     while asked:
         guess = grow.look(tree, [where[n] for n in asked])
-        tokens, chances = guess.tokens[:, :width].tolist(), guess.chances[:, :width].tolist()
-        for parent, row, likely in zip(asked, tokens, chances, strict=True):
-            for token, chance in zip(row, likely, strict=True):
+        for parent, row in zip(asked, guess.rows, strict=True):
+            for token, chance in islice(row.items(), width):
                 value = values[parent] * believe(chance)
-                if token >= 0 and value >= least:
+                if value >= least:
                     values[count], level[count] = value, level[parent] + 1
                     known.append((-values[count], count, token, parent, chance))
                     count += 1

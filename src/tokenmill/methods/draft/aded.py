@@ -20,6 +20,7 @@ import math
 import random
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 from tokenmill.method import Method, method
 from tokenmill.methods.draft.trigram import trigram
@@ -95,8 +96,8 @@ class _Search:
     def expand(self, place: _Place) -> list[_Place]:
         if place.children is None:
             guess = self.grow.look(self.asked, [place.node])
-            pairs = zip(guess.tokens[0, : self.width].tolist(), guess.chances[0, : self.width].tolist(), strict=True)
-            place.children = [_Place(self.asked.add(t, place.node, c), t, c) for t, c in pairs if t >= 0]
+            pairs = islice(guess.rows[0].items(), self.width)
+            place.children = [_Place(self.asked.add(t, place.node, c), t, c) for t, c in pairs]
         return place.children
 
     def drawn_on(self, place: _Place, levels: int) -> float:

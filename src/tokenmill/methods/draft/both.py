@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from tokenmill.method import Method, method
 from tokenmill.methods.draft.pair_recycling import pair_recycling
 from tokenmill.methods.draft.prompt_lookup import prompt_lookup
@@ -27,18 +25,9 @@ def both(
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
         rows = []
-        for guess in (one(tree, at), two(tree, at)):
-            rows.append(list(zip(guess.tokens.tolist(), guess.chances.tolist(), strict=True)))
-        merged = []
-        for mine, theirs in zip(*rows, strict=True):
-            best: dict[int, float] = {}
-            for token, chance in (*zip(*mine, strict=True), *zip(*theirs, strict=True)):
-                if token >= 0:
-                    best[token] = max(chance, best.get(token, 0.0))
-            merged.append(sorted(best.items(), key=lambda item: -item[1]))
-        width = max(map(len, merged), default=0)
-        padded = [[*row, *[(-1, 0.0)] * (width - len(row))] for row in merged]
-        tokens = torch.tensor([[t for t, _ in row] for row in padded], dtype=torch.long).view(len(at), width)
-        return Guess(tokens, torch.tensor([[c for _, c in row] for row in padded]).view(len(at), width))
+        for mine, theirs in zip(one(tree, at).rows, two(tree, at).rows, strict=True):
+            larger = {token: max(mine.get(token, 0.0), theirs.get(token, 0.0)) for token in (*mine, *theirs)}
+            rows.append(dict(sorted(larger.items(), key=lambda item: -item[1])))
+        return Guess(rows)
 
     return look, (first, second)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tokenmill.method import method
 from tokenmill.ops.noise import at as noise
+from tokenmill.ops.sampling import likeliest
 from tokenmill.ops.trees import level
 from tokenmill.types import Guess, Tree, Verified
 
@@ -47,9 +48,7 @@ def jacobi(seen: Verified, state: None, *, seed: int = 0) -> tuple[object, None]
     def look(tree: Tree, at: Sequence[int]) -> Guess:
         deep = [level(tree, node) for node in at]
         rows = [said[d] if d in said else _by_lot(text, d, seed, seen.logits[0]) for d in deep]
-        logits = torch.stack(rows).float()  # (M, V)
-        chance, token = logits.softmax(-1).max(-1, keepdim=True)
-        return Guess(token, chance, logits)
+        return likeliest(torch.stack(rows).float(), 1)
 
     return look, None
 

@@ -11,40 +11,30 @@ The state is written into, as that of token_recycling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
+from collections.abc import Mapping, Sequence
 
 from tokenmill.method import method
+from tokenmill.ops.sampling import likeliest
 from tokenmill.types import Guess, Tree, Verified
 
-Row = tuple[list[int], list[float]]  # successors, and their probabilities
+Row = Mapping[int, float]  # successors -> their probabilities
 State = tuple[dict[int, Row], dict[tuple[int, int], Row]]
 
 
 @method(title="", role="source", tree="auto", carries=True, lossless=True)
 def pair_recycling(seen: Verified, state: State | None, *, width: int = 6) -> tuple[object, State]:
     singles, pairs = state or ({}, {})
-    logits = seen.logits.float()
-    top = logits.topk(min(width, logits.shape[-1]), dim=-1)
-    chances = (top.values - logits.logsumexp(-1, keepdim=True)).exp()
     before = seen.before.tolist() if seen.before is not None else [-1] * len(seen.tokens)
-    for u, v, row in zip(
-        before, seen.tokens.tolist(), zip(top.indices.tolist(), chances.tolist(), strict=True), strict=True
-    ):
+    for u, v, row in zip(before, seen.tokens.tolist(), likeliest(seen.logits, width).rows, strict=True):
         singles[v] = pairs[u, v] = row
     text = seen.context[-2:].tolist()
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
-        tokens = torch.full((len(at), width), -1)
-        chances = torch.zeros(len(at), width)
-        for place, end in enumerate(tree.ends(text, at, 2)):
+        rows = []
+        for end in tree.ends(text, at, 2):
             u, v = (end[0] if len(end) == 2 else -1), end[-1]
-            row = pairs.get((u, v)) or singles.get(v)
-            if row is not None:
-                tokens[place, : len(row[0])] = torch.tensor(row[0])
-                # A row of the pair itself is to be believed more than one of its last token behind another word.
-                chances[place, : len(row[1])] = torch.tensor(row[1]) * (1.0 if (u, v) in pairs else 0.5)
-        return Guess(tokens, chances)
+            # A row of the pair itself is to be believed more than one of its last token behind another word.
+            rows.append(pairs[u, v] if (u, v) in pairs else {x: p / 2 for x, p in singles.get(v, {}).items()})
+        return Guess(rows)
 
     return look, (singles, pairs)

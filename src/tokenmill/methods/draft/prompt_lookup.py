@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from tokenmill.method import method
 from tokenmill.types import Guess, Tree, Verified
 
@@ -35,7 +33,7 @@ def prompt_lookup(seen: Verified, state: State | None, *, ngram: int = 3) -> tup
         for node in at:
             if node >= 0:  # the copy goes on where its parent's ended
                 place[node] = place[tree.parents[node]] + 1
-        found = [text[place[node]] if place[node] < len(text) else -1 for node in at]
-        return Guess(torch.tensor(found)[:, None], torch.full((len(at), 1), matched / (matched + 1)))
+        chance = matched / (matched + 1)
+        return Guess([{text[place[node]]: chance} if place[node] < len(text) else {} for node in at])
 
     return look, (text, after)

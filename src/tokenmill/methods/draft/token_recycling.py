@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from tokenmill.method import method
+from tokenmill.ops.logits import top_chances
+from tokenmill.ops.sampling import as_rows
 from tokenmill.types import Guess, Tree, Verified
 
 State = tuple[Tensor, Tensor]  # successors (V, W), -1 = never read; their probabilities (V, W)
@@ -44,17 +46,14 @@ def token_recycling(seen: Verified, state: State | None, *, width: int = 8) -> t
         none = torch.full((vocabulary, width), -1, dtype=torch.int32, device=seen.logits.device)
         state = none, torch.zeros_like(none, dtype=torch.float16)
     successors, chances = state
-    token, use = seen.tokens.unique(return_inverse=True)
-    order = torch.arange(len(use), device=use.device)
-    newest = torch.zeros_like(token).scatter_reduce(0, use, order, "amax", include_self=False)
-    logits = seen.logits[newest].float()
-    top = logits.topk(width, dim=-1)
-    successors[token] = top.indices.to(successors.dtype)
-    chances[token] = (top.values - logits.logsumexp(-1, keepdim=True)).exp().to(chances.dtype)
+    newest = {token: row for row, token in enumerate(seen.tokens.tolist())}
+    likely = top_chances(seen.logits, width)
+    for column, found in zip(state, likely, strict=True):
+        column[[*newest]] = found[[*newest.values()]].to(column.dtype)
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
         last = [tree.tokens[node] if node >= 0 else root for node in at]
-        return Guess(successors[last], chances[last])
+        return Guess(as_rows(successors[last], chances[last]))
 
     root = int(seen.context[-1])
     return look, state

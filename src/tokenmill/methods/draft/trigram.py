@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
-
 from tokenmill.method import method
 from tokenmill.types import Guess, Tree, Verified
 
@@ -28,12 +26,11 @@ def trigram(seen: Verified, state: State | None, *, width: int = 8) -> tuple[obj
         counts[x] = counts.get(x, 0) + 1
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
-        tokens, chances = torch.full((len(at), width), -1), torch.zeros(len(at), width)
-        for row, end in enumerate(tree.ends(text, at, 2)):
+        rows = []
+        for end in tree.ends(text, at, 2):
             counts = table.get((end[0], end[-1]), {}) if len(end) == 2 else {}
             best = sorted(counts.items(), key=lambda item: -item[1])[:width]
-            for place, (token, count) in enumerate(best):
-                tokens[row, place], chances[row, place] = token, count / sum(counts.values())
-        return Guess(tokens, chances)
+            rows.append({token: count / sum(counts.values()) for token, count in best})
+        return Guess(rows)
 
     return look, (len(text), table)
