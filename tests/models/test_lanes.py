@@ -94,7 +94,7 @@ def test_keep_tail_and_copy(ragged):
     copied = lanes.copy()
     tree, other = torch.randn(2, 1, 2, 5, 4)
     lanes.append(tree, other, torch.tensor([[20, 21, 21, 22, 22]]))
-    lanes.keep_tail(5, torch.tensor([0, 2, 4]))
+    lanes.keep_tail(5, [0, 2, 4])
     for k in range(2):
         model.lanes[0][k] = [(i, keys[0, k, i], values[0, k, i]) for i in range(20) if mask[0, k, i]]
     model.same(copied)
@@ -105,6 +105,20 @@ def test_keep_tail_and_copy(ragged):
     for k in range(2):
         model.lanes[0][k].append((23, tree[0, k, 0], other[0, k, 0]))
     model.same(lanes)
+
+
+def test_what_was_taken_back_is_empty_where_a_row_is_shorter_from_then_on():
+    lanes, model = Lanes(), Model(2, 1)
+    keys, values = torch.randn(2, 2, 1, 6, 4)
+    lanes.append(keys, values, torch.arange(6).expand(2, 6))
+    lanes.drop_tail(3)
+    one, other = torch.randn(2, 2, 1, 1, 4)
+    lanes.append(one, other, torch.tensor([[3], [-1]]), torch.tensor([[True], [False]]))
+    for b in range(2):
+        model.lanes[b][0] = [(i, keys[b, 0, i], values[b, 0, i]) for i in range(3)]
+    model.lanes[0][0].append((3, one[0, 0, 0], other[0, 0, 0]))
+    model.same(lanes)
+    assert lanes.view()[2].tolist() == [[[0, 1, 2, 3]], [[0, 1, 2, -1]]]
 
 
 def test_compact():

@@ -254,7 +254,7 @@ def test_a_checked_draft_has_the_very_numbers_of_one_token_at_a_time(name):
     tree = Session(model)
     tree.read(prompt)
     assert torch.equal(tree.verify(tokens, depths, seen)[[0, 2, 4, 5]], want)
-    tree.accept(torch.tensor([0, 2, 4, 5]))
+    tree.accept([0, 2, 4, 5])
     assert torch.equal(tree.read(torch.tensor([[8]])), alone.read(torch.tensor([[8]])))
 
 

@@ -378,7 +378,7 @@ def test_placeholders_predict_in_a_draft_what_they_predict_in_training(name):
         levels = torch.tensor([0, 1, 1, 2, 3, 4])
         found = session.verify(tokens, levels, behind_last(line, 2), real[0, 28:30])
         torch.testing.assert_close(found[[0, 1, 3, 4, 5]], logits[0, 25:], atol=1e-4, rtol=1e-4)
-        session.accept(torch.tensor([0, 1, 3]))
+        session.accept([0, 1, 3])
         assert session.kept()[1] == [[[*range(28)]] * len(session.kept()[1][0])]
 
 

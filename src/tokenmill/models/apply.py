@@ -119,9 +119,8 @@ class Engine:
     @staticmethod
     def drop(cache: MillCache, layers: range, count: int) -> None:
         """Take the newest `count` tokens out of the stores of these layers."""
-        for layer in layers if count else ():
-            lanes = cache.stores[layer].lanes
-            lanes.keep_tail(count, lanes.positions.new_empty(0, dtype=torch.long))
+        for layer in layers:
+            cache.stores[layer].lanes.drop_tail(count)
 
     def _row_by_row(self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor) -> Tensor:
         """Rows choose different tokens at every layer, so each walks alone. Only the last hidden state is defined."""

@@ -7,7 +7,7 @@ layer runs. The layers themselves (projections, norms, feed-forward) are the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Pass:
     ):
         self.decoder, self.plan, self.cache, self.positions, self.tree = decoder, plan, cache, positions, tree
         self.whole = positions  # of all rows, also while some have left
-        self.valid = None if bool((positions >= 0).all()) else positions >= 0
+        self.valid = None if tree is not None or bool((positions >= 0).all()) else positions >= 0
         self.new = positions.shape[1]
         # Text is being read, not generated: also when the whole prompt is one token.
         self.prompt = tree is None and (self.new > 1 or cache.seen is None)
@@ -59,7 +59,7 @@ class Pass:
         self.going: Tensor | None = None  # (b,) rows that still walk, once others have left the pass
         self.carried: tuple[Tensor, Tensor, Tensor] | None = None  # queries, keys, values of rows that have left
         self.visible: Tensor | None = None  # (M,) positions the queries may see, for methods that walk
-        self.pending: dict[int, Tensor] = {}  # queries of a tree, until it is known which nodes are accepted
+        self.pending: dict[int, Tensor] = {}  # queries that are decided about later: a tree's, once nodes are accepted
         self.stored: set[int] = set()  # layers that stored this pass's tokens
         self.merged: set[int] = set()
         self.observe: Callable[[int, Trace], None] | None = (
@@ -326,9 +326,9 @@ class Pass:
             out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
         else:
             out = self._read(layer, store, queries, scale, window)
-        if self.tree is not None or self.plan.walker is not None:
+        if self.plan.walker is not None or (self.tree is not None and self._settles(layer)):
             self.pending[layer] = queries
-        else:
+        elif self._settles(layer):
             self.settle(layer, queries, scale)
         return out
 
@@ -432,6 +432,10 @@ class Pass:
         return compact(view[0], mask), compact(view[1], mask), compact(view[2], mask, -1)
 
     # ---- decisions ----
+
+    def _settles(self, layer: int) -> bool:
+        """Something may be decided or dropped once this layer has attended."""
+        return not self.plan.idle or self.decoder.windows[layer] is not None or self.observe is not None
 
     def settle(self, layer: int, queries: Tensor, scale: float) -> None:
         """After a layer has attended: drop what left its window, then let the recipe's methods decide if it is time."""
@@ -572,30 +576,25 @@ class Pass:
             cache.generated += 0 if self.prompt else self.new
         self._account()
 
-    def accept(self, accepted: Tensor) -> None:
-        """Of the draft's nodes keep these (A,), in order, and only now let the recipe decide about them.
+    def accept(self, accepted: Sequence[int]) -> None:
+        """Of the draft's nodes keep these, in rising order, and only now let the recipe decide about them.
 
         A draft that was read in several passes (a drafter reads its own level by level) is decided about as one.
         """
         cache = self.cache
         assert cache.seen is not None
         assert cache.pending == self.new or self.plan.idle, "a recipe decides about drafts that were read in one pass"
-        count = len(accepted)
-        moved = accepted.tolist() != list(range(count))  # a chain's nodes are where they should be
         for layer in self.stored:
-            lanes = cache.stores[layer].lanes
-            if moved:
-                lanes.keep_tail(cache.pending, accepted)
-            else:
-                lanes.drop_tail(cache.pending - count)
-        self.new, self.tree, self.counted, cache.pending = count, None, True, 0
-        self.positions = cache.seen[:, None] + torch.arange(self.new, device=cache.seen.device)
+            cache.stores[layer].lanes.keep_tail(cache.pending, accepted)
+        self.new, self.tree, self.counted, cache.pending = len(accepted), None, True, 0
+        if self.pending:
+            self.positions = cache.seen[:, None] + torch.arange(self.new, device=cache.seen.device)
         cache.columns += self.new
         cache.generated += self.new
         cache.seen = cache.seen + self.new
         for layer, queries in self.pending.items():
             if not self.plan.idle:
-                queries = queries[:, :, accepted]
+                queries = queries[:, :, list(accepted)]
             self.settle(layer, queries, self._scale(layer))
         self.pending = {}
         self._account()

@@ -8,6 +8,8 @@ evictions: that is the constant in "bytes held".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -105,7 +107,7 @@ class Lanes:
             self.reserve(new)
             given = (self.keys, keys), (self.values, values), (self.positions, positions[:, None])
             for held, added in given:  # once a layer and token: slicing would cost more than the copy
-                held.view(rows, heads, self.room, *held.shape[1:]).narrow(2, self.n, new).copy_(added)
+                self._wide(held).narrow(2, self.n, new).copy_(added)
             self.n += new
             return
         if valid is None:
@@ -113,6 +115,8 @@ class Lanes:
         counts = self.count()
         after = counts + valid.sum(-1)[:, None]
         if self.rooms is None:
+            if self.counts is None:  # lanes may differ from here on: what lies behind a shorter one is told by its -1
+                self._wide(self.positions)[:, :, self.n :] = -1
             if int(after.max()) > self.room:
                 self._grow(int(after.max()))
         elif bool((after > self.rooms).any()):
@@ -151,40 +155,35 @@ class Lanes:
             for name, column in columns.items():
                 setattr(self, name, column.new_zeros(self.rows * self.heads * self.room, *column.shape[1:]))
         for name, column in columns.items():
-            wide = getattr(self, name).view(self.rows, self.heads, self.room, *column.shape[1:])
-            wide[:, :, :count] = column.view(self.rows, self.heads, count, *column.shape[1:])
-        self.positions.view(self.rows, self.heads, self.room)[:, :, count:] = -1
+            self._wide(getattr(self, name))[:, :, :count] = column.view(self.rows, self.heads, count, *column.shape[1:])
         self.n = count
 
-    def keep_tail(self, new: int, accepted: Tensor) -> None:
-        """Of the `new` newest slots of each lane keep those at indices `accepted` (A,), in that order."""
-        if self.alike:
-            for column in (self.keys, self.values, self.positions):
-                tail = self._tail(column, new)
-                tail.narrow(2, 0, len(accepted)).copy_(tail.index_select(2, accepted))
-        else:
-            first = (self.starts + self.count() - new)[..., None]  # (B, K, 1)
-            source = first + accepted
-            target = first + torch.arange(len(accepted), device=accepted.device)
-            for column in (self.keys, self.values, self.positions):
-                column[target] = column[source]
+    def keep_tail(self, new: int, accepted: Sequence[int]) -> None:
+        """Of the `new` newest slots of each lane keep those at indices `accepted`, which rise."""
+        moves = [(place, slot) for place, slot in enumerate(accepted) if place != slot]
+        for column in (self.keys, self.values, self.positions) if moves else ():
+            if self.alike:
+                first = self.n - new
+                for place, slot in moves:  # one or two, as a rule; the same in all lanes
+                    column[first + place :: self.room].copy_(column[first + slot :: self.room])
+            else:
+                tail = (self.starts + self.count() - new)[..., None]  # (B, K, 1)
+                to, at = torch.tensor(moves, device=column.device).T
+                column[tail + to] = column[tail + at]
         self.drop_tail(new - len(accepted))
 
     def drop_tail(self, count: int) -> None:
         """Take the `count` newest slots of each lane back."""
-        if not count:
-            return
         if self.alike:
-            self._tail(self.positions, count).fill_(-1)
             self.n -= count
-            return
-        left = self.count() - count
-        self.positions[(self.starts + left)[..., None] + torch.arange(count, device=left.device)] = -1
-        self._set_counts(left)
+        elif count:
+            left = self.count() - count
+            self.positions[(self.starts + left)[..., None] + torch.arange(count, device=left.device)] = -1
+            self._set_counts(left)
 
-    def _tail(self, column: Tensor, new: int) -> Tensor:
-        """The newest slots of all lanes, while these are alike: (B, K, new, ...)."""
-        return column.view(self.rows, self.heads, self.room, *column.shape[1:]).narrow(2, self.n - new, new)
+    def _wide(self, column: Tensor) -> Tensor:
+        """A column lane by lane, while rooms are equal: (B, K, room, ...)."""
+        return column.view(self.rows, self.heads, self.room, *column.shape[1:])
 
     def rotate(self, rotated: Tensor) -> None:
         """Replace the keys by `rotated` (B, K, n, D), laid out as in view()."""

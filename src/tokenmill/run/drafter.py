@@ -47,7 +47,7 @@ class Drafter:
             at = self._slots[at, new[len(line)]]
             line.append(at)
         if self._slots:
-            self.session.accept(torch.tensor(line, dtype=torch.long, device=self.session.model.device))
+            self.session.accept(line)
         ids = torch.tensor([new[len(line) :]], device=self.session.model.device)
         self._root = self.session.read(ids)[0]  # (V,)
         self._read = len(context)

@@ -183,8 +183,8 @@ class Session:
         self._stats.decode_seconds += time.perf_counter() - began
         return out.logits[0]
 
-    def accept(self, nodes: Tensor) -> None:
-        """Keep these of the tokens last verified (indices, in order) and forget the others."""
+    def accept(self, nodes: Sequence[int]) -> None:
+        """Keep these of the tokens last verified (indices, rising) and forget the others."""
         with torch.no_grad():
             assert isinstance(self._pass, Pass)
             self._pass.accept(nodes)

@@ -90,7 +90,7 @@ class Text:
     def take(self, which: int) -> None:
         assert self._looked is not None
         logits, hidden = self._looked
-        self.session.accept(torch.tensor([which], device=logits.device))
+        self.session.accept([which])
         self.logits, self.hidden, self._looked = logits[which : which + 1], hidden[which][None, None], None
 
     def request(self, text: str) -> bool:
