@@ -24,6 +24,7 @@ __all__ = [
     "chain",
     "children",
     "depths",
+    "from_root",
     "level",
     "likeliest_paths",
 ]
@@ -61,34 +62,42 @@ class Sapling:
             out.append([*(context[-left:] if left else ()), *reversed(path)])
         return out
 
-    def draft(self, like: Tensor) -> Draft:
-        """The tree as tensors, on the device and in the type of `like`."""
+    def draft(self, like: Tensor, count: int | None = None) -> Draft:
+        """The tree, or its first nodes, as tensors, on the device and in the type of `like`."""
         return Draft(
-            torch.tensor(self.tokens, dtype=like.dtype, device=like.device),
-            torch.tensor(self.parents, dtype=torch.long, device=like.device),
-            torch.tensor(self.chances, device=like.device),
+            torch.tensor(self.tokens[:count], dtype=like.dtype, device=like.device),
+            torch.tensor(self.parents[:count], dtype=torch.long, device=like.device),
+            torch.tensor(self.chances[:count], device=like.device),
             dict(self.drawn),
         )
 
 
-def ancestors(parents: Tensor) -> Tensor:
-    """(N, N) bool: [i, j] is True where node i attends to node j, itself and all nodes on its way to the root."""
-    return _ancestors(tuple(parents.tolist())).to(parents.device)
+def from_root(parents: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tree with its root in front: how deep each node is (1 + N,), and which ones it sees (1 + N, 1 + N) bool.
+
+    A node sees itself and all nodes on its way to the root. Trees of one shape share these tensors.
+    """
+    levels, sees = _from_root(tuple(parents))
+    return levels.to(device), sees.to(device)
 
 
 @lru_cache(maxsize=1024)
-def _ancestors(parents: tuple[int, ...]) -> Tensor:
-    line = torch.eye(len(parents), dtype=torch.bool)
-    rows = line.numpy()  # the same memory: a row is copied at a fifth of a tensor operation's cost
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            rows[node] |= rows[parent]
-    return line
+def _from_root(parents: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    sees = torch.eye(1 + len(parents), dtype=torch.bool)
+    rows = sees.numpy()  # the same memory: a row is copied at a fifth of a tensor operation's cost
+    for node, parent in enumerate(parents, 1):
+        rows[node] |= rows[parent + 1]
+    return sees.sum(-1) - 1, sees
+
+
+def ancestors(parents: Tensor) -> Tensor:
+    """(N, N) bool: [i, j] is True where node i attends to node j, itself and all nodes on its way to the root."""
+    return from_root(parents.tolist(), parents.device)[1][1:, 1:]
 
 
 def depths(parents: Tensor) -> Tensor:
     """(N,) how many steps each node is below the root; children of the root have depth 1."""
-    return ancestors(parents).sum(-1)
+    return from_root(parents.tolist(), parents.device)[0][1:]
 
 
 def children(parents: Sequence[int]) -> dict[int, list[int]]:

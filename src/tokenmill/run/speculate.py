@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenmill.method import Method, get, grown, lineage
 from tokenmill.models.trained import learned, watched
-from tokenmill.ops.trees import ancestors, chain, depths
+from tokenmill.ops.trees import chain, depths, from_root
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session
@@ -57,8 +57,8 @@ def speculate(
         ids = torch.tensor([prompt], device=session.model.device)
         shown = min(len(prompt), PROMPT if any("prompt" in m.card.needs for m in lineage(draft)) else SHOWN)
         logits = session.read(ids, last=shown) if shown > 1 else session.read(ids)[:, None]
-        root = chooser(logits[0, -1:], row)  # (1,)
-        context = torch.cat([ids[0], root])
+        text = [*prompt, int(chooser(logits[0, -1:], row))]
+        context = ids.new_tensor(text)
         hidden = session.hidden()[0, -shown:]
         seen = Verified(
             context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool),
@@ -76,16 +76,13 @@ def speculate(
         if memory is not None:
             propose.recall(memory)
             stack.callback(propose.remember, memory)
-        yield root.tolist()
+        yield text[-1:]
         while True:
-            guess = propose(seen, limit - len(context))
-            tokens = torch.cat([root, guess.tokens.to(root)])
-            nodes = len(guess.tokens)
-            line = torch.zeros(nodes + 1, nodes + 1, dtype=torch.bool, device=root.device)
-            line[:, 0] = True  # everything hangs below the root
-            line[1:, 1:] = ancestors(guess.parents)
-            levels = line.sum(-1) - 1
-            blanks = propose.blanks if limit - len(context) > nodes + len(propose.blanks) else propose.blanks[:0]
+            guess = propose(seen, limit - len(text))
+            read, parents = [text[-1], *guess.tokens.tolist()], guess.parents.tolist()
+            tokens, nodes = context.new_tensor(read), len(parents)
+            levels, line = from_root(parents, tokens.device)
+            blanks = propose.blanks if limit - len(text) > nodes + len(propose.blanks) else propose.blanks[:0]
             if len(blanks):
                 behind = levels[-1] + 1 + torch.arange(len(blanks), device=levels.device)
                 logits = session.verify(tokens, torch.cat([levels, behind]), _behind(line, len(blanks)), blanks)
@@ -101,17 +98,19 @@ def speculate(
                 hidden=hidden,
             )
             path, token = rule(guess, said, *judging)
-            root = root.new_tensor([token])
-            kept = torch.tensor([0, *(node + 1 for node in path)], device=root.device)
+            kept = [0, *(node + 1 for node in path)]
             session.accept(kept)
-            session.drafted(levels[1:].tolist(), len(path))
-            before = torch.cat([context[-2:-1], tokens[guess.parents.to(root) + 1]])
-            taken = torch.zeros(nodes + 1, dtype=torch.bool)
-            taken[kept] = True
-            context = torch.cat([context, tokens[kept[1:]], root])
+            session.drafted(levels.tolist()[1:], len(path))
+            before = [text[-2], *(read[parent + 1] for parent in parents)]
+            new = [*(read[node] for node in kept[1:]), token]
+            text += new
+            context = torch.cat([context, context.new_tensor(new)])
+            taken = torch.tensor([node in kept for node in range(nodes + 1)])
             states = {layer: states[0, : nodes + 1] for layer, states in session.states().items()}
-            seen = Verified(context, tokens, logits, taken, levels, hidden, before, states, beyond)
-            yield [*tokens[kept[1:]].tolist(), token]
+            seen = Verified(
+                context, tokens, logits, taken, levels, hidden, context.new_tensor(before), states, beyond
+            )  # fmt: skip
+            yield new
 
 
 def _behind(line: Tensor, count: int) -> Tensor:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from bisect import bisect
 
-import torch
-
 from tokenmill.method import Method, method
 from tokenmill.methods.draft.both import both
 from tokenmill.ops.trees import best_first
@@ -58,6 +56,4 @@ def auto(
         worth += values[-1]
         if worth / grow.cost(node + 2) > most:
             best, most = node + 1, worth / grow.cost(node + 2)
-    draft = tree.draft(seen.context)
-    kept = Draft(draft.tokens[:best], draft.parents[:best], torch.tensor(tree.chances[:best]))
-    return kept, (hits, trials, list(zip(tree.parents, tree.chances, strict=True))[:best])
+    return tree.draft(seen.context, best), (hits, trials, list(zip(tree.parents, tree.chances, strict=True))[:best])
