@@ -270,6 +270,7 @@ class Said:
 class Writing(Protocol):
     """One text while it is written, as a method that searches drives it. Rows are continuations of one prompt."""
 
+    prompt: Sequence[int]  # the tokens before what is written
     logits: Tensor  # (N, V) what follows each row
     hidden: Tensor  # (1, T, E) final hidden states of the prompt
     generator: torch.Generator  # what the text draws with
@@ -322,8 +323,8 @@ class Writing(Protocol):
         """Go on with one of the tokens last looked at."""
         ...
 
-    def request(self, text: str) -> bool:
-        """Put a request of the user's into the text, to be answered next; False if the context has no room."""
+    def append(self, text: str) -> bool:
+        """Go on with a text that the one row is to see and that does not come out; False if it has no room."""
         ...
 
     def text(self, ids: Sequence[int]) -> str:

@@ -231,12 +231,61 @@ def _bpe():
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=V_TINY, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=[])
-    made.train_from_iterator([TEXT.replace("\n", " \n") * 3], trainer)
+    made.train_from_iterator([TEXT.replace("\n", " \n") * 3, '0123456789."Answer:'], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 V_TINY = 97
 TEXT = "the theatre opened at ten, and then the café's  thé was théirs\n    return another\n    returned"
+
+# Enough of the tiny vocabulary that a random model's answers end at different places.
+ICN_ENDS, ICN_CLOSING = frozenset(range(3, 97, 4)), frozenset(range(40, 97, 2))
+
+
+class _Closing(Text):
+    """A text in which the tokens of ICN_CLOSING hold a quotation mark."""
+
+    def text(self, ids):
+        return super().text(ids) + '"' * bool(ICN_CLOSING & set(ids) and len(ids) == 1)
+
+
+def _icn_on_a_text(model, prompt, spec, new=200):
+    """The answers of an ICN spec, without the tokens between them."""
+    session = Session(model)
+    with session.engaged():
+        writing = _Closing(session, prompt, Chooser(), 0, _bpe(), ICN_ENDS, new)
+        newline = list(writing.spelled(("\n",)))
+        out = list(parse(spec)(writing))
+    assert newline
+    assert all(tokens[:1] == newline for tokens in out[1:])
+    return [tokens if n == 0 else tokens[1:] for n, tokens in enumerate(out)]
+
+
+def _icn_on_whole_passes(model, prompt, lead, answers, each, length, shown=False, again=False):
+    """The same, the whole text read anew for every token. `shown`, `again`: what ICN does not do."""
+
+    def read(text):
+        return _bpe()(text, add_special_tokens=False)["input_ids"]
+
+    def order(ids_):
+        return model(torch.tensor([ids_])).logits[0, -1].argsort(descending=True).tolist()
+
+    closing = {n for n in range(V_TINY) if {'"', "\n"} & set(_bpe().decode([n]))} | ICN_CLOSING | ICN_ENDS
+    alone = [*prompt, *read(lead + '1. "')]
+    listed, found, begun = list(alone), [], set(ICN_ENDS)
+    while len(found) < answers:
+        first = [token for token in order(listed) if token not in begun][: min(each, answers - len(found))]
+        begun |= set() if again else set(first)
+        added = []
+        for token in first:
+            answer = []
+            while token not in closing and len(answer) < length:
+                answer.append(token)
+                token = order([*(listed if shown else alone), *answer])[0]
+            added.append(answer)
+        listed += read("".join(f'{_bpe().decode(a)}"\n{n}. "' for n, a in enumerate(added, len(found) + 2)))
+        found += added
+    return found
 
 
 class TestSearches:
@@ -338,6 +387,66 @@ class TestSearches:
             writing = Marks(session, PROMPTS[0], Chooser(0.7, 1.0, 3, 1), 0, tokenizer, frozenset(), new)
             ours = [t for taken in parse("cntp(trials=4, unsure=3.0)")(writing) for t in taken]
         assert ours == ids_[len(PROMPTS[0]) :]
+
+    @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+    @pytest.mark.parametrize("before", ["the theatre opened at", "the theatre opened\n"])
+    def test_icn_is_the_formula_on_whole_passes(self, name, before):
+        prompt = _bpe()(before)["input_ids"]
+        lead = "" if before.endswith("\n") else "\n\nAnswer:\n"
+        ours = _icn_on_a_text(tiny(name), prompt, "icn(answers=8, each=3, length=5)")
+        assert ours == _icn_on_whole_passes(tiny(name), prompt, lead, 8, 3, 5)
+        assert len({len(answer) for answer in ours}) > 1  # rows left the batch at different times
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"each": 8},  # what was found is never in view
+            {"shown": True},  # it is still in view when an answer goes on
+            {"again": True},  # an answer may begin as another did
+            {"lead": ""},  # the list begins in the middle of the prompt's line
+        ],
+        ids=str,
+    )
+    def test_icn_is_not_another_formula(self, change):
+        prompt, asked = _bpe()("the theatre opened at")["input_ids"], {"lead": "\n\nAnswer:\n", "each": 3}
+        ours = _icn_on_a_text(tiny("gemma3"), prompt, "icn(answers=8, each=3, length=5)")
+        other = _icn_on_whole_passes(tiny("gemma3"), prompt, answers=8, length=5, **{**asked, **change})
+        assert ours != other
+
+    def test_icn_in_one_round_takes_the_ranks_of_the_plain_distribution(self):
+        prompt = _bpe()('the theatre opened\n1. "')["input_ids"]
+        ranks = tiny()(torch.tensor([prompt])).logits[0, -1].argsort(descending=True).tolist()
+        ranks = [token for token in ranks if token not in ICN_ENDS][:6]
+        ours = _icn_on_a_text(tiny(), _bpe()("the theatre opened\n")["input_ids"], "icn(answers=6, each=6, length=1)")
+        assert [answer[:1] for answer in ours] == [[] if token in ICN_CLOSING else [token] for token in ranks]
+
+    def test_icn_pools_one_answer_a_line(self):
+        asked = {"max_new_tokens": 60, "ignore_eos": True}
+        out = generate(tiny(), _bpe(), "the theatre", "icn(answers=7, each=2, length=4)", **asked)[0]
+        lines = [_bpe()(line)["input_ids"] for line in out.text.split("\n")]
+        assert len(lines) == 7
+        assert all(len(line) <= 4 for line in lines)
+        first = [line[0] for line in lines if line]
+        assert len(set(first)) == len(first)
+
+    def test_icn_ends_where_tokens_or_the_context_do(self):
+        spec = "icn(answers=100, each=60, length=1)"
+        ours = _icn_on_a_text(tiny(), PROMPTS[1], spec, new=8)
+        assert len(ours) == V_TINY - len(ICN_ENDS)
+        limit = tiny().config.max_position_embeddings
+        room = ids(1, limit - 60, 3)[0].tolist()
+        assert len(_icn_on_a_text(tiny(), room, spec, new=8)) == 60  # the list of so many does not fit
+        assert _icn_on_a_text(tiny(), ids(1, limit - 9, 3)[0].tolist(), spec, new=8) == []
+
+    def test_icn_draws_what_the_recipe_says(self):
+        asked = {"max_new_tokens": 40, "ignore_eos": True}
+        greedy, hot, again, other = (
+            generate(tiny(), _bpe(), "the theatre", f"icn(each=3, length=4){warp}", seed=seed, **asked)[0].ids
+            for warp, seed in [("", 0), (" + temperature(temperature=2.0)", 0)] * 2
+        )
+        assert greedy == again
+        assert hot == other
+        assert greedy != hot
 
     @pytest.mark.parametrize(
         ("spec", "words"),

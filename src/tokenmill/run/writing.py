@@ -29,7 +29,8 @@ class Text:
         self.session, self.chooser, self.row, self.tokenizer = session, chooser, row, tokenizer
         self.ends, self.room, self.generator = ends, room, chooser.generator(row)
         self.reward = None if reward is None else partial(_worth, reward, row)
-        pieces, hidden = torch.tensor([list(prompt)]).split(chunk or len(prompt), 1), []
+        self.prompt, hidden = list(prompt), []
+        pieces = torch.tensor([self.prompt]).split(chunk or len(prompt), 1)
         for piece in pieces:
             self.logits = session.read(piece)  # (1, V)
             hidden.append(session.hidden())
@@ -37,7 +38,6 @@ class Text:
         self._looked: tuple[Tensor, Tensor] | None = None
         config = session.model.config.get_text_config(decoder=True)
         self._limit = getattr(config, "max_position_embeddings", None) or math.inf
-        self._chat = bool(set(prompt) & set(getattr(tokenizer, "all_special_ids", ())))
 
     @property
     def state(self) -> Tensor:
@@ -53,8 +53,9 @@ class Text:
         self.logits = self.session.read(torch.tensor(list(tokens))[:, None])
 
     def go_on(self, token: int) -> None:
-        """Read a token before the search begins: its state is among those of the text."""
+        """Read a token before the search begins: it counts as the prompt's."""
         self.read([token])
+        self.prompt.append(token)
         self.hidden = torch.cat([self.hidden, self.session.hidden()], 1)
 
     def follow(self, tokens: Sequence[int]) -> Tensor:
@@ -93,23 +94,14 @@ class Text:
         self.session.accept([which])
         self.logits, self.hidden, self._looked = logits[which : which + 1], hidden[which][None, None], None
 
-    def request(self, text: str) -> bool:
-        ids = self._turn(text)
+    def append(self, text: str) -> bool:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert self.session.cache is not None
         assert self.session.cache.seen is not None
         if int(self.session.cache.seen.max()) + len(ids) + self.room > self._limit:
             return False
         self.logits = self.session.read(torch.tensor([ids]))
         return True
-
-    def _turn(self, text: str) -> list[int]:
-        """The request as tokens: a turn of the model's chat format if the prompt is a chat, else lines of text."""
-        if not (self._chat and getattr(self.tokenizer, "chat_template", None)):
-            return list(self.tokenizer(f"\n\n{text}\n\n", add_special_tokens=False)["input_ids"])
-        turns = [{"role": "user", "content": "."}, {"role": "assistant", "content": "\u2042"}]
-        asked = [*turns, {"role": "user", "content": text}]
-        whole = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        return list(self.tokenizer(whole.split("\u2042", 1)[1], add_special_tokens=False)["input_ids"])
 
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode([i for i in ids if i not in self.ends])
