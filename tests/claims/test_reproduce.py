@@ -97,6 +97,12 @@ def test_recycling_writes_what_greedy_writes(lab):
     assert (same["what"], same["outcome"]) == ("share of texts equal to greedy's", "holds")
 
 
+def test_icn_counts_a_right_answer_once_and_in_the_iteration_that_found_it():
+    claim = importlib.import_module(f"{PAPERS}.icn")
+    answers = ["The cherries", "a fig, not a date", "cherry.", "", "rosemary", "Peaches!", *[""] * 4, "dates", "FIG"]
+    assert claim._new(answers, {"cherry", "date", "fig", "mary", "peach"}) == [3, 1, 0]
+
+
 def test_a_task_the_untouched_model_cannot_do_decides_nothing(lab):
     assert lab.unable({"full": [0.1, 0.2]}) == ""
     assert "untouched model itself" in lab.unable({"full": [5.0, 6.0]})

@@ -1,67 +1,116 @@
-"""ICN: how many different right answers to a question that has many."""
+"""ICN: new right answers an iteration, to questions that have many."""
 
 from __future__ import annotations
 
+import random
+import re
+from itertools import product
+
 from tokenmill.claims.lab import Lab
 from tokenmill.claims.verdict import Check, check
+from tokenmill.methods.choose.icn import LEAD, OPENING
 from tokenmill.run.generate import generate
 
-CLAIM = "Asking again for something else finds more different right answers than drawing as many answers anew."
+CLAIM = (
+    "Of as many answers, those that begin with the likeliest tokens behind a list of what was found name more right "
+    "ones than those that begin with the next ranks of the plain distribution, and than answers drawn anew."
+)
 PAPER = "knowledge probing with models of 7B and 8B: more new right answers an iteration than by the next ranks"
 BEYOND = "open-ended text and chains of thought, and how ranks follow the similarity of output embeddings"
-ANSWERS = 5
-SPEC = f"icn(answers={ANSWERS}, length=16)"
-RIVAL = "temperature(temperature=1.0)"
+ITERATIONS, EACH, LENGTH = 3, 10, 12
+ANSWERS = ITERATIONS * EACH
+SPEC = f"icn(answers={ANSWERS}, each={EACH}, length={LENGTH})"
+RANKS = f"icn(answers={ANSWERS}, each={ANSWERS}, length={LENGTH})"  # one iteration: no list comes into the context
+DRAWN = "temperature(temperature=1.0)"
+WORDINGS = list(product(("Please show me", "Name", "List", "Give me", "Tell me"), ("some", "a few", "several", "many")))
 FACTS = {
-    "planet of the solar system": "mercury venus earth mars jupiter saturn uranus neptune",
-    "country in Europe": "albania austria belgium bulgaria croatia denmark estonia finland france germany greece "
-    "hungary iceland ireland italy latvia lithuania luxembourg malta norway poland portugal romania russia serbia "
-    "slovakia slovenia spain sweden switzerland ukraine",
-    "month of the year": "january february march april may june july august september october november december",
-    "colour of the rainbow": "red orange yellow green blue indigo violet",
-    "fruit": "apple banana orange pear grape cherry mango peach plum strawberry blueberry raspberry kiwi lemon lime "
-    "melon watermelon pineapple apricot fig",
-    "metal": "iron copper gold silver tin lead zinc aluminum aluminium nickel titanium platinum mercury steel cobalt",
-    "musical instrument": "piano guitar violin flute drum trumpet cello clarinet saxophone harp trombone organ viola",
-    "farm animal": "cow pig sheep goat horse chicken duck goose turkey donkey rooster hen",
+    "planets": "mercury venus earth mars jupiter saturn uranus neptune",
+    "months of the year": "january february march april may june july august september october november december",
+    "countries in Europe": "albania andorra armenia austria azerbaijan belarus belgium bosnia bulgaria croatia cyprus "
+    "czechia czech denmark estonia finland france georgia germany greece hungary iceland ireland italy kosovo latvia "
+    "liechtenstein lithuania luxembourg macedonia malta moldova monaco montenegro netherlands norway poland portugal "
+    "romania russia serbia slovakia slovenia spain sweden switzerland turkey ukraine uk kingdom england scotland wales "
+    "vatican",
+    "colors": "red orange yellow green blue indigo violet purple pink brown black white gray grey gold silver beige "
+    "turquoise teal cyan magenta maroon crimson scarlet navy olive lavender lilac ivory coral salmon tan amber mint "
+    "peach plum burgundy mauve aqua azure khaki lime emerald ruby bronze cream charcoal fuchsia",
+    "fruits": "apple banana orange pear grape cherry mango peach plum strawberry blueberry raspberry blackberry "
+    "cranberry kiwi lemon lime melon watermelon cantaloupe pineapple apricot fig date grapefruit papaya guava lychee "
+    "pomegranate coconut avocado nectarine tangerine mandarin clementine passionfruit persimmon durian jackfruit "
+    "tomato olive currant gooseberry mulberry quince starfruit kumquat elderberry",
+    "metals": "iron copper gold silver tin lead zinc aluminum aluminium nickel titanium platinum mercury steel cobalt "
+    "chromium tungsten palladium magnesium manganese lithium sodium potassium calcium uranium bronze brass cadmium "
+    "bismuth antimony iridium osmium rhodium ruthenium vanadium molybdenum zirconium barium beryllium gallium indium "
+    "tantalum niobium thorium plutonium rubidium cesium strontium scandium yttrium hafnium rhenium thallium radium",
+    "musical instruments": "piano guitar violin flute drum trumpet cello clarinet saxophone harp trombone organ viola "
+    "oboe bassoon tuba horn banjo ukulele mandolin accordion harmonica xylophone marimba vibraphone tambourine bongo "
+    "cymbal bass lute sitar lyre recorder piccolo bagpipe keyboard synthesizer harpsichord fiddle triangle maraca "
+    "djembe conga tabla gong bell castanet zither dulcimer cornet bugle glockenspiel timpani didgeridoo",
+    "animals": "cat dog cow pig sheep goat horse chicken duck goose turkey donkey lion tiger bear elephant giraffe "
+    "zebra monkey gorilla chimpanzee orangutan wolf fox deer moose elk rabbit hare mouse rat squirrel hamster beaver "
+    "otter seal walrus whale dolphin shark fish salmon tuna octopus squid crab lobster frog toad snake lizard turtle "
+    "tortoise crocodile alligator eagle hawk falcon owl parrot penguin ostrich peacock pigeon sparrow raven crow swan "
+    "hummingbird flamingo kangaroo koala panda leopard cheetah jaguar panther cougar puma lynx hyena hippo "
+    "hippopotamus rhino rhinoceros camel llama alpaca buffalo bison antelope gazelle bat hedgehog porcupine raccoon "
+    "skunk badger weasel ferret mole sloth armadillo anteater lemur bee ant butterfly spider scorpion snail worm "
+    "beetle bird insect",
 }
 
 
 def measure(lab: Lab) -> list[Check]:
-    mine: list[float] = []
-    drawn: list[float] = []
+    found: dict[str, list[list[int]]] = {SPEC: [], RANKS: [], DRAWN: []}  # new right answers of each iteration
     facts = list(FACTS.items())[: 3 if lab.quick else len(FACTS)]
     for seed in lab.seeds:
         for kind, names in facts:
             lab.tick(f"seed {seed}: {kind}")
-            prompt, right = _prompt(lab, kind), set(names.split())
-            pooled = generate(
-                lab.model, lab.tokenizer, [prompt], SPEC, max_new_tokens=16 * ANSWERS, temperature=1.0, seed=seed
-            )[0].text.splitlines()
-            anew = [
-                generate(lab.model, lab.tokenizer, [prompt], RIVAL, max_new_tokens=16, seed=100 * seed + n)[0].text
-                for n in range(ANSWERS)
-            ]
-            mine.append(_distinct(pooled, right))
-            drawn.append(_distinct(anew, right))
-    lab.note(SPEC, "different right answers", mine)
-    lab.note(RIVAL, "different right answers", drawn)
-    return [check("different right answers", (SPEC, mine), (RIVAL, drawn), "higher")]
+            prompt, right = _prompt(kind, seed), set(names.split())
+            for spec in (SPEC, RANKS):
+                out = generate(lab.model, lab.tokenizer, prompt, spec, max_new_tokens=ANSWERS * (LENGTH + 1))
+                found[spec].append(_new(out[0].text.split("\n"), right))
+            found[DRAWN].append(_new(_drawn(lab, prompt, seed), right))
+    for spec, samples in found.items():
+        for n in range(ITERATIONS):
+            lab.note(spec, f"new right answers of iteration {n + 1}", [sample[n] for sample in samples])
+    what = f"new right answers an iteration, {ITERATIONS} of {EACH} answers"
+    mine, ranks, drawn = ([sum(sample) / ITERATIONS for sample in samples] for samples in found.values())
+    return [
+        check(f"{what}, against the next ranks", (SPEC, mine), (RANKS, ranks), "higher"),
+        check(f"{what}, against drawing anew", (SPEC, mine), (DRAWN, drawn), "higher"),
+    ]
 
 
-def _prompt(lab: Lab, kind: str) -> str:
-    asked = f"Name one {kind}. Answer with its name only."
-    if getattr(lab.tokenizer, "chat_template", None):
-        turns = [{"role": "user", "content": asked}]
-        return str(lab.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    return f"{asked}\n"
+def _prompt(kind: str, seed: int) -> str:
+    """The question as plain text, to a chat model too, as the authors ask. ICN draws nothing, so the wording varies."""
+    asked, some = random.Random(f"wordings/{kind}").sample(WORDINGS, len(WORDINGS))[seed % len(WORDINGS)]
+    return f"{asked} {some} {kind}.{LEAD}"
 
 
-def _distinct(answers: list[str], right: set[str]) -> float:
-    """The first right name of each answer, each counted once."""
-    found = set()
-    for answer in answers:
-        words = "".join(c if c.isalpha() else " " for c in answer.lower()).split()
-        named = (w if w in right else w.removesuffix("s") for w in words)
-        found.add(next((w for w in named if w in right), None))
-    return float(len(found - {None}))
+def _drawn(lab: Lab, prompt: str, seed: int) -> list[str]:
+    """As many answers as ICN gives, each drawn from its first token on where ICN's go on."""
+    prompt += OPENING
+    return [
+        generate(
+            lab.model, lab.tokenizer, prompt, DRAWN, max_new_tokens=LENGTH, stop=['"', "\n"], seed=ANSWERS * seed + n
+        )[0].text
+        for n in range(ANSWERS)
+    ]
+
+
+def _new(answers: list[str], right: set[str]) -> list[int]:
+    """How many right names each iteration has that none before it had."""
+    found: set[str | None] = {None}
+    new = []
+    for begin in range(0, ANSWERS, EACH):
+        named = {_named(answer, right) for answer in answers[begin : begin + EACH]} - found
+        new.append(len(named))
+        found |= named
+    return new
+
+
+def _named(answer: str, right: set[str]) -> str | None:
+    """The first right name in an answer, in the singular or the plural."""
+    for word in re.findall("[a-z]+", answer.lower()):
+        for name in (word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)):
+            if name in right:
+                return name
+    return None
