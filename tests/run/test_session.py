@@ -222,6 +222,23 @@ def test_stats():
     assert one.stats.prompt_tokens == 1
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2"])
+def test_a_sessions_logits_are_the_models_and_who_listens_to_its_calls_is_heard(name):
+    model, heard = tiny(name), []
+    logits = Session(model).read(ids(1, 9), last=3)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(ids(1, 9)).logits[:, -3:], atol=1e-5, rtol=1e-4)
+    for listened in (model, model.base_model):
+        handle = listened.register_forward_hook(lambda *given: heard.append(1))
+        try:
+            again = Session(model).read(ids(1, 9), last=3)
+        finally:
+            handle.remove()
+        assert len(heard) == 1
+        assert torch.equal(again, logits)
+        heard.clear()
+
+
 def test_pad_left():
     padded, mask = pad_left([[5, 6, 7], [8]])
     assert padded.tolist() == [[5, 6, 7], [0, 0, 8]]

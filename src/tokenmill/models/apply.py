@@ -57,6 +57,26 @@ class Engine:
         for asked in ("output_attentions", "output_hidden_states"):
             if kwargs.get(asked):
                 raise RecipeError(f"{asked}=True: the engine does not keep them; ask the model outside of applied()")
+        hidden = self.read(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden, past_key_values=self.cache if use_cache is not False else None
+        )
+
+    def logits(self, last: int, **given: Any) -> Tensor:
+        """What the model gives for these inputs: the logits (B, last, V) after the newest tokens, after all for 0."""
+        if self.decoder.head is None:
+            return self.decoder.model(**given, use_cache=True, logits_to_keep=last).logits
+        return self.decoder.head(self.read(**given)[:, -last:])
+
+    def read(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Ids (B, Q) to the decoder's hidden states (B, Q, E), which `hidden` holds, as `cache` holds the cache."""
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
         given = input_ids if input_ids is not None else inputs_embeds
@@ -75,9 +95,7 @@ class Engine:
             hidden = self._pass(cache, input_ids, inputs_embeds, positions)
         cache.broken = ""
         self.hidden = hidden
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden, past_key_values=cache if use_cache is not False else None
-        )
+        return hidden
 
     def _pass(self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor) -> Tensor:
         plan = self._plans.get(cache.recipe) or plan_of(cache.recipe, self.decoder)

@@ -20,6 +20,7 @@ TESTED = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2")
 
 
 CAP = "final_logit_softcapping"
+HEADED = ("Llama", "Mistral", "Qwen2", "Qwen3")  # whose logits are the head's output as it is
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Decoder:
     windows: tuple[int | None, ...]  # per layer: sliding window
     types: tuple[str, ...]  # per layer: layers of one type share their angles
     kind: str
+    head: nn.Module | None = None  # final hidden states -> logits, where the model's own forward does nothing else
 
     @property
     def device(self) -> torch.device:
@@ -125,6 +127,16 @@ def _llama_like(model: Any, base: Any, config: Any, kind: str) -> Decoder:
         windows=tuple(window if kind_ == "sliding_attention" else None for kind_ in types),
         types=tuple(types),
         kind=kind,
+        head=model.lm_head if _adds_its_head(model) and _adds_its_head(base) else None,
+    )
+
+
+def _adds_its_head(module: nn.Module) -> bool:
+    """Whether a model is known to do no more than its decoder and its head, and nobody listens to its calls."""
+    return (
+        type(module).__module__.startswith("transformers.models.")
+        and type(module).__name__.removesuffix("ForCausalLM").removesuffix("Model") in HEADED
+        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
     )
 
 

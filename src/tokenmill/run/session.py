@@ -124,9 +124,9 @@ class Session:
             if any(m is not None and not bool(m.any(-1).all()) for _, m in pieces):
                 raise InputError("chunks need rows of similar length: a whole chunk of one row would be padding")
         out: list[Tensor] = []
-        with torch.no_grad(), self.engaged():
+        with torch.no_grad(), self.engaged() as engine:
             for piece, mask in pieces:
-                logits = self._forward(piece, mask, want if all_logits else min(want, piece.shape[1]))
+                logits = self._forward(engine, piece, mask, want if all_logits else min(want, piece.shape[1]))
                 if all_logits or not out:
                     out.append(logits)
                 else:
@@ -138,22 +138,18 @@ class Session:
             raise ModelError("the model's logits are NaN or infinite: its weights, or its number format, are broken")
         return logits if many else logits[:, -1]
 
-    def _forward(self, ids: Tensor, valid: Tensor | None, want: int) -> Tensor:
+    def _forward(self, engine: Engine, ids: Tensor, valid: Tensor | None, want: int) -> Tensor:
         began = time.perf_counter()
         mask = None
         if valid is not None:
             older = self.cache.columns if self.cache is not None else 0
             mask = torch.nn.functional.pad(valid.long(), (older, 0), value=1)
-        out = self.model(
-            input_ids=ids.to(self.model.device),
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=want,
-        )
-        self.cache = out.past_key_values
+        logits = engine.logits(
+            want, input_ids=ids.to(self.model.device), attention_mask=mask, past_key_values=self.cache
+        )  # fmt: skip
+        self.cache = engine.cache
         self._count(time.perf_counter() - began, ids.shape[1], ids.numel() if valid is None else int(valid.sum()))
-        return out.logits
+        return logits
 
     def _count(self, seconds: float, new: int, tokens: int) -> None:
         stats = self._stats
@@ -177,11 +173,11 @@ class Session:
             if blanks is not None:
                 embedded = self.model.get_input_embeddings()(tokens)
                 given = {"inputs_embeds": torch.cat([embedded, blanks.to(embedded)])[None]}
-            out = self.model(**given, past_key_values=self.cache, use_cache=True)
+            logits = engine.logits(0, **given, past_key_values=self.cache)
             self._pass = engine.last
         self._stats.forward_calls += 1
         self._stats.decode_seconds += time.perf_counter() - began
-        return out.logits[0]
+        return logits[0]
 
     def accept(self, nodes: Sequence[int]) -> None:
         """Keep these of the tokens last verified (indices, rising) and forget the others."""
