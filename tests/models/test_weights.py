@@ -202,30 +202,13 @@ def test_all_layers_in_one_call_say_what_layer_by_layer_says(name, how, monkeypa
         out += [several.read(torch.tensor([[t], [t + 1], [t + 2]])) for t in range(40)]
         out += [several.read(ids(3, 5)), one.read(ids(1, 45))]
         out.append(one.verify(torch.tensor([5, 6, 7]), torch.tensor([0, 1, 1]), seen))
-        one.accept(torch.tensor([0, 2]))
+        one.accept([0, 2])
         out += [one.read(torch.tensor([[t]])) for t in range(40)]
         found.append((out, several.kept(), one.kept(), several.stats.token_layers, one.stats.cache_bytes))
         assert len(calls) == 82  # 40 tokens and five at once, a tree and 40 tokens; the prompts go layer by layer
     (a, *kept_a), (b, *kept_b) = found
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert kept_a == kept_b
-
-
-@needs_numba
-@pytest.mark.parametrize("apart", [False, True])
-def test_a_tree_read_level_by_level_is_the_tree_read_at_once(apart, monkeypatch):
-    if apart:
-        monkeypatch.setattr("tokenmill.models.engine.Pass._undecided", False)
-    model = packed("llama")
-    tokens, depths = torch.tensor([5, 6, 7, 8]), torch.tensor([0, 0, 1, 1])
-    seen = torch.eye(4, dtype=torch.bool)
-    seen[2, 0] = seen[3, 1] = True
-    whole, parts = Session(model), Session(model)
-    for session in (whole, parts):
-        session.read(ids(1, 30))
-    want = whole.verify(tokens, depths, seen)
-    first = parts.verify(tokens[:2], depths[:2], seen[:2, :2])
-    assert torch.equal(torch.cat([first, parts.verify(tokens[2:], depths[2:], seen[2:])]), want)
 
 
 @pytest.mark.parametrize("how", PACKED)
@@ -239,9 +222,12 @@ def test_drafts_change_nothing(name, draft, how):
 
 
 @needs_numba
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
-def test_a_checked_draft_has_the_very_numbers_of_one_token_at_a_time(name):
-    """Not only the same text: the same bits, so that a tie cannot fall differently."""
+def test_a_checked_draft_has_the_very_numbers_of_one_token_at_a_time(name, apart, monkeypatch):
+    """Not only the same text: the same bits, so that a tie cannot fall differently. Also layer by layer."""
+    if apart:
+        monkeypatch.setattr("tokenmill.models.engine.Pass._undecided", False)
     model, prompt, chain = packed(name, "int4"), ids(1, 40), [5, 9, 60, 33]
     alone = Session(model)
     alone.read(prompt)
@@ -254,6 +240,11 @@ def test_a_checked_draft_has_the_very_numbers_of_one_token_at_a_time(name):
     tree = Session(model)
     tree.read(prompt)
     assert torch.equal(tree.verify(tokens, depths, seen)[[0, 2, 4, 5]], want)
+    levels = Session(model)  # as a drafter reads its own: nodes over those of the passes before
+    levels.read(prompt)
+    ends = [(0, 1), (1, 3), (3, 5), (5, 6)]
+    read = torch.cat([levels.verify(tokens[a:b], depths[a:b], seen[a:b, :b]) for a, b in ends])
+    assert torch.equal(read[[0, 2, 4, 5]], want)
     tree.accept([0, 2, 4, 5])
     assert torch.equal(tree.read(torch.tensor([[8]])), alone.read(torch.tensor([[8]])))
 

@@ -29,6 +29,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
+from tokenmill.ops.compiled import exp
+
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 F32, HALF, VEC = ir.FloatType(), ir.HalfType(), ir.VectorType
 LANES, PAIRS = VEC(F32, 8), VEC(I16, 16)
@@ -36,7 +38,6 @@ TOP = np.float32(32767)
 EIGHT = 8  # outputs that are stored together: the lanes of a vector
 RECORD = {4: 160, 8: 272}  # bytes of a block of eight outputs: scales, in 4 bits least weights, codes
 AHEAD = 1024  # bytes that are fetched before they are needed; the processor by itself looks less far
-ALONE = 1 << 13  # numbers that one thread has gated before others have started
 MOST_THREADS = numba.config.NUMBA_NUM_THREADS
 GROUP = 32  # rows of activations that stay in the cache while the weights pass by
 
@@ -335,26 +336,6 @@ def enter(
 
 
 @intrinsic
-def _fused(context: Any, x: Any, y: Any, z: Any) -> Any:
-    """x y + z, rounded once."""
-
-    def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
-        return _call(b, "llvm.fma.f32", F32, *given)
-
-    return types.float32(*[types.float32] * 3), generate
-
-
-@intrinsic
-def _power(context: Any, n: Any) -> Any:
-    """2 to the whole number n, -126 to 127."""
-
-    def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
-        return b.bitcast(b.shl(b.add(given[0], I32(127)), I32(23)), F32)
-
-    return types.float32(types.int32), generate
-
-
-@intrinsic
 def _greater(context: Any, x: Any, y: Any) -> Any:
     """The greater of two, NaN if one is."""
 
@@ -364,32 +345,14 @@ def _greater(context: Any, x: Any, y: Any) -> Any:
     return types.float32(*[types.float32] * 2), generate
 
 
-@njit(error_model="numpy")
-def _exp(x: Any) -> Any:
-    """exp(x) to within float32's rounding, x held between -87 and 88. Loops over it become vector instructions."""
-    x = np.float32(-87) if x < np.float32(-87) else x
-    x = np.float32(88) if x > np.float32(88) else x
-    n = np.rint(x * np.float32(1.442695041))
-    f = _fused(n, np.float32(-0.693359375), x)  # ln 2 in two parts, the first of which has few bits
-    f = _fused(n, np.float32(2.12194440e-4), f)
-    p = np.float32(1 / 720)
-    for c in (
-        np.float32(1 / 120),
-        np.float32(1 / 24),
-        np.float32(1 / 6),
-        np.float32(0.5),
-        np.float32(1),
-        np.float32(1),
-    ):
-        p = _fused(p, f, c)
-    return p * _power(np.int32(n))
+ALONE = 1 << 13  # numbers that one thread has gated before others have started
 
 
 @njit(error_model="numpy")
 def _gate(y: Any, m: int, out: Any) -> None:
     size = out.shape[1]
     for k in range(size):
-        out[m, k] = y[m, k] / (np.float32(1) + _exp(-y[m, k])) * y[m, k + size]
+        out[m, k] = y[m, k] / (np.float32(1) + exp(-y[m, k])) * y[m, k + size]
 
 
 @njit(parallel=True, error_model="numpy", cache=True)
@@ -424,7 +387,7 @@ SLOTS = 4  # keys a query row is multiplied by at once; with three rows twelve s
 VECTORS = 4  # of a value, summed at once; likewise
 CHUNK = 24  # query rows that share one reading of keys and values
 STRETCH = 4096  # numbers of values that stay in the cache while the query rows pass by
-ONE = np.float32(1 << 30)
+ONE = np.float32(1 << 30)  # the greatest weight as a whole number
 
 
 def _score(rows: int) -> Any:
@@ -496,27 +459,28 @@ _mix3x4, _mix3x1, _mix1x4, _mix1x1 = (_mix(rows, vectors) for rows in (3, 1) for
 
 
 @njit(error_model="numpy")
-def _scores(rows: int, q: int, key: int, size: int, count: int, score: int, room: int) -> None:
-    """Query rows (R, D) times all keys of a lane (T, D): (R, T), with room for more in a row."""
+def _scores(q: int, key: int, size: int, count: int, score: Any) -> None:
+    """Query rows (R, D) times all keys of a lane (T, D): the first T columns of score (R, T')."""
+    (rows, room), out = score.shape, score.ctypes.data
     for slot in range(0, count, SLOTS):
         r = 0
         while r < rows:
             if rows - r >= 3:
-                _score3(q + 4 * r * size, key, size, slot, count - 1, score + 4 * r * room, room)
+                _score3(q + 4 * r * size, key, size, slot, count - 1, out + 4 * r * room, room)
                 r += 3
             else:
-                _score1(q + 4 * r * size, key, size, slot, count - 1, score + 4 * r * room, room)
+                _score1(q + 4 * r * size, key, size, slot, count - 1, out + 4 * r * room, room)
                 r += 1
 
 
 @njit(error_model="numpy")
-def _mixed(rows: int, weight: int, room: int, value: int, size: int, count: int, out: int) -> None:
-    """To sums (R, D) add weights (R, T) times all values of a lane (T, D)."""
-    stretch = max(1, STRETCH // size)
+def _mixed(weight: Any, value: int, size: int, count: int, out: int) -> None:
+    """To sums (R, D) add weights (R, T') times all values of a lane (T, D)."""
+    (rows, room), stretch = weight.shape, max(1, STRETCH // size)
     for first in range(0, count, stretch):
         slots, r = min(stretch, count - first), 0
         while r < rows:
-            w, d = weight + 4 * (r * room + first), 0
+            w, d = weight.ctypes.data + 4 * (r * room + first), 0
             while d < size:
                 v, o, whole = value + 4 * (first * size + d), out + 4 * (r * size + d), size - d >= 8 * VECTORS
                 if rows - r >= 3 and whole:
@@ -542,7 +506,7 @@ def _softened(
     nothing, before, older = np.float32(-np.inf), np.int32(-1), count - tree.shape[1]
     if window > 0 and place >= window:
         before = np.int32(place - window)
-    for t in range(max(older, 0), count if len(tree) else 0):
+    for t in range(max(older, 0), count):
         score[r, t] = score[r, t] if tree[node, t - older] else nothing
     place, top = np.int32(place), nothing
     for t in range(score.shape[1]):
@@ -550,7 +514,7 @@ def _softened(
         score[r, t] = score[r, t] * np.float32(scale) if seen else nothing
         top = _greater(top, score[r, t])
     for t in range(score.shape[1]):
-        weight = _exp(score[r, t] - top)
+        weight = exp(score[r, t] - top)
         score[r, t] = np.float32(0) if score[r, t] == nothing else weight
     total = 0
     for t in range(score.shape[1]):
@@ -572,13 +536,13 @@ def _attended(
     for t in range(room):
         held[t] = positions[start + t] if t < count else -1
     key, value, ahead = keys.ctypes.data + 4 * start * size, values.ctypes.data + 4 * start * size, 4 * first * size
-    _scores(rows, queries.ctypes.data + ahead, key, size, count, score.ctypes.data, room)
+    _scores(queries.ctypes.data + ahead, key, size, count, score)
     for r in range(rows):
         node = (first + r) % new
         totals[r] = _softened(score, r, held, count, at[b, node], window, tree, node, scale)
         for d in range(size):
             out[first + r, d] = 0
-    _mixed(rows, score.ctypes.data, room, value, size, count, out.ctypes.data + ahead)
+    _mixed(score, value, size, count, out.ctypes.data + ahead)
     for r in range(rows):
         padding = at[b, (first + r) % new] < 0
         for d in range(size):
@@ -590,7 +554,7 @@ def _attend(
     queries: Any, keys: Any, values: Any, positions: Any, starts: Any, counts: Any, at: Any, window: int, tree: Any,
     scale: float, out: Any, threads: int,
 ) -> None:  # fmt: skip
-    """`attend` for rows of queries (B H Q, D), each of whole vectors. Every thread has as many."""
+    """`attend` for rows of queries (B H Q, D), each of whole vectors; threads share the rows evenly."""
     each = len(queries) // starts.size  # rows of a lane
     shares = min(len(queries), threads)
     for share in prange(shares):

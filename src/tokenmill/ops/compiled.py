@@ -27,19 +27,28 @@ def _two_to(context: Any, w: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@njit(fastmath={"contract"}, error_model="numpy")
-def _exp(x: Any) -> Any:
-    """exp(x) for x <= 0, to within float32's rounding."""
-    x = max(x, np.float32(-87))
-    w = np.rint(x * np.float32(1.44269504))
-    f = x - w * np.float32(0.693359375) + w * np.float32(2.12194440e-4)  # x - w log 2, log 2 in two parts
-    p = np.float32(1 / 5040)
-    for c in (
-        np.float32(1 / 720), np.float32(1 / 120), np.float32(1 / 24), np.float32(1 / 6), np.float32(0.5),
-        np.float32(1), np.float32(1),
-    ):  # fmt: skip
-        p = p * f + c
-    return p * _two_to(np.int32(w))
+@intrinsic
+def _fused(context: Any, x: Any, y: Any, z: Any) -> Any:
+    """x y + z, rounded once."""
+
+    def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
+        return b.fma(*given)
+
+    return types.float32(*[types.float32] * 3), generate
+
+
+@njit(error_model="numpy")
+def exp(x: Any) -> Any:
+    """exp(x) to float32's last place, x held between -87 and 88. Loops over it become vector instructions."""
+    x = np.float32(-87) if x < np.float32(-87) else x
+    x = np.float32(88) if x > np.float32(88) else x
+    n = np.rint(x * np.float32(1.442695041))
+    f = _fused(n, np.float32(-0.693359375), x)  # ln 2 in two parts, the first of which has few bits
+    f = _fused(n, np.float32(2.12194440e-4), f)
+    p = np.float32(0.00138636675)  # the exponential series, its end fitted to this narrow range
+    for c in (0.00836760933, 0.0416672424, 0.16666533, 0.5, 1.0, 1.0):
+        p = _fused(p, f, np.float32(c))
+    return p * _two_to(np.int32(n))
 
 
 @njit(fastmath=ANY_ORDER, error_model="numpy")
@@ -62,7 +71,7 @@ def _mass(x: Any, most: Any) -> float:
     for first in range(0, len(x), PIECE):
         part = np.float32(0)
         for k in range(first, min(first + PIECE, len(x))):
-            part += _exp(x[k] - most)
+            part += exp(x[k] - most)
         total += part
     return total
 
@@ -93,6 +102,6 @@ def top_chances(logits: Any, tokens: Any, chances: Any) -> None:
         for place in range(tokens.shape[1]):
             first = largest.argmax() * BLOCK
             token = _following(x, first, token)
-            tokens[n, place], chances[n, place] = token, _exp(x[token] - most) / total
+            tokens[n, place], chances[n, place] = token, exp(x[token] - most) / total
             left = _following(x, first, token)
             largest[first // BLOCK] = x[left] if left >= 0 else -np.inf
