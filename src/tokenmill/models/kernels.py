@@ -518,7 +518,8 @@ def _softened(
         score[r, t] = np.float32(0) if score[r, t] == nothing else weight
     total = 0
     for t in range(score.shape[1]):
-        total += np.int64(np.int32(np.rint(score[r, t] * ONE)))
+        weight = score[r, t] if score[r, t] == score[r, t] else np.float32(0)  # NaN stays one among the weights
+        total += np.int64(np.int32(np.rint(weight * ONE)))
     return np.float32(total) / ONE
 
 

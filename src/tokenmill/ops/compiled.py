@@ -48,7 +48,7 @@ def exp(x: Any) -> Any:
     p = np.float32(0.00138636675)  # the exponential series, its end fitted to this narrow range
     for c in (0.00836760933, 0.0416672424, 0.16666533, 0.5, 1.0, 1.0):
         p = _fused(p, f, np.float32(c))
-    return p * _two_to(np.int32(n))
+    return p * _two_to(np.int32(n if n == n else np.float32(0)))  # NaN as a whole number is undefined; p stays NaN
 
 
 @njit(fastmath=ANY_ORDER, error_model="numpy")
