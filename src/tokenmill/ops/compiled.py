@@ -37,7 +37,7 @@ def _fused(context: Any, x: Any, y: Any, z: Any) -> Any:
     return types.float32(*[types.float32] * 3), generate
 
 
-@njit(error_model="numpy")
+@njit(fastmath=False, error_model="numpy")  # said, for else it is compiled with the flags of who calls it first
 def exp(x: Any) -> Any:
     """exp(x) to float32's last place, x held between -87 and 88. Loops over it become vector instructions."""
     x = np.float32(-87) if x < np.float32(-87) else x
