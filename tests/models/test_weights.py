@@ -1,6 +1,7 @@
 """Packed weights: what a format holds, that every row is alike, and that everything else stays correct under it."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -186,16 +187,19 @@ def test_the_lean_walk_is_the_plain_walk(name, monkeypatch):
 @needs_numba
 @pytest.mark.parametrize("how", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
-def test_all_layers_in_one_call_say_what_layer_by_layer_says(name, how, monkeypatch):
+def test_one_call_for_all_or_for_all_layers_says_what_layer_by_layer_says(name, how, monkeypatch):
     """To the last bit: batches, a tree of which some is accepted, windows that tokens leave."""
     model, seen = packed(name, how), torch.ones(3, 3, dtype=torch.bool).tril()
     seen[2, 1] = False
     found, calls = [], []
-    kernels = Engine(model, tm.recipe("full")).lean.kernels
-    walk = kernels.walk
-    monkeypatch.setattr(kernels, "walk", lambda *given: (calls.append(1), walk(*given)))
-    for apart in (False, True):
-        if apart:
+    lean = Engine(model, tm.recipe("full")).lean
+    assert lean.answers
+    monkeypatch.setattr(lean.kernels, "answer", _counted(lean.kernels.answer, "answer", calls))
+    for way in ("answer", "walk", "layers"):
+        if way == "walk":
+            monkeypatch.setattr("tokenmill.models.lean._ends", lambda decoder: None)
+            monkeypatch.setattr(lean.kernels, "walk", _counted(lean.kernels.walk, "walk", calls))
+        if way == "layers":
             monkeypatch.setattr("tokenmill.models.engine.Pass._undecided", False)
         several, one = Session(model), Session(model)
         out = [several.read(ids(3, 45), all_logits=True)[:, -1]]
@@ -205,10 +209,28 @@ def test_all_layers_in_one_call_say_what_layer_by_layer_says(name, how, monkeypa
         one.accept([0, 2])
         out += [one.read(torch.tensor([[t]])) for t in range(40)]
         found.append((out, several.kept(), one.kept(), several.stats.token_layers, one.stats.cache_bytes))
-        assert len(calls) == 82  # 40 tokens and five at once, a tree and 40 tokens; the prompts go layer by layer
-    (a, *kept_a), (b, *kept_b) = found
-    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    assert kept_a == kept_b
+    # 40 tokens and five at once, a tree and 40 tokens; the prompts go layer by layer
+    assert Counter(calls) == {"answer": 82, "walk": 82}
+    (a, *kept_a), *others = found
+    for b, *kept_b in others:
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert kept_a == kept_b
+
+
+def _counted(call, name, calls):
+    def counted(*given):
+        calls.append(name)
+        return call(*given)
+
+    return counted
+
+
+@needs_numba
+@pytest.mark.parametrize("id", [-1, 10_000])
+def test_an_id_the_table_does_not_have_is_an_error_not_a_read_elsewhere(id):
+    for count in (1, 80):  # one compiled call, and layer by layer
+        with pytest.raises(IndexError, match="outside the model's vocabulary"):
+            Session(packed("llama")).read(torch.full((1, count), id))
 
 
 @pytest.mark.parametrize("how", PACKED)

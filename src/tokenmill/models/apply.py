@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -66,7 +66,9 @@ class Engine:
         """What the model gives for these inputs: the logits (B, last, V) after the newest tokens, after all for 0."""
         if self.decoder.head is None:
             return self.decoder.model(**given, use_cache=True, logits_to_keep=last).logits
-        return self.decoder.head(self.read(**given)[:, -last:])
+        hidden = self.read(**given, last=last)
+        made = self.last.logits if self.last is not None else None
+        return self.decoder.head(hidden[:, -last:]) if made is None else made
 
     def read(
         self,
@@ -75,8 +77,12 @@ class Engine:
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
+        last: int | None = None,
     ) -> Tensor:
-        """Ids (B, Q) to the decoder's hidden states (B, Q, E), which `hidden` holds, as `cache` holds the cache."""
+        """Ids (B, Q) to the decoder's hidden states (B, Q, E), which `hidden` holds, as `cache` holds the cache.
+
+        `last`: so many of the newest tokens' logits are wanted too, 0 for all.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
         given = input_ids if input_ids is not None else inputs_embeds
@@ -92,12 +98,14 @@ class Engine:
         if self.plan.walker is not None:
             hidden = self._row_by_row(cache, input_ids, inputs_embeds, positions)
         else:
-            hidden = self._pass(cache, input_ids, inputs_embeds, positions)
+            hidden = self._pass(cache, input_ids, inputs_embeds, positions, last)
         cache.broken = ""
         self.hidden = hidden
         return hidden
 
-    def _pass(self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor) -> Tensor:
+    def _pass(
+        self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor, last: int | None = None
+    ) -> Tensor:
         plan = self._plans.get(cache.recipe) or plan_of(cache.recipe, self.decoder)
         self._plans[cache.recipe] = plan
         tree = None
@@ -105,17 +113,16 @@ class Engine:
             tree, self.tree = self.tree[1], None
         current = Pass(self.decoder, plan, cache, positions, tree)
         current.observe, current.watched = self.observe, self.watched
-        at = positions if not cache.shift else positions - cache.shift[0][:, None]
-        embed, given = (self.decoder.embed, ids) if ids is not None else (self.decoder.place, embeds)
-        assert given is not None
-        hidden = embed(given, at.clamp(min=0))
-        run = current.run_walking if plan.walker is not None else current.run
-        if self.lean is not None and not hidden.requires_grad:
-            current.lean = self.lean
-            with self.lean.threads():
-                hidden = run(hidden)
-        else:
-            hidden = run(hidden)
+        current.lean = self.lean
+        with nullcontext() if self.lean is None else self.lean.threads():
+            hidden = current.answer(ids, last) if ids is not None and last is not None else None
+            if hidden is None:
+                at = positions if not cache.shift else positions - cache.shift[0][:, None]
+                embed, given = (self.decoder.embed, ids) if ids is not None else (self.decoder.place, embeds)
+                assert given is not None
+                hidden = embed(given, at.clamp(min=0))
+                current.lean = None if hidden.requires_grad else self.lean
+                hidden = (current.run_walking if plan.walker is not None else current.run)(hidden)
         current.finish()
         self.last, self.states = current, current.states
         return hidden

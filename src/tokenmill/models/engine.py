@@ -68,6 +68,7 @@ class Pass:
         self.lean: Lean | None = None  # the layers as compiled calls, where they can be
         self.watched: tuple[int, ...] = ()  # layers after which the states are wanted
         self.states: dict[int, Tensor] = {}  # layer -> (B, Q, E)
+        self.logits: Tensor | None = None  # (B, last, V), where they came with the hidden states
         self._mask: tuple[int, Tensor] | None = None  # the causal mask that even layers share
 
     # ---- the walk ----
@@ -79,7 +80,7 @@ class Pass:
         depth = self._depth()
         angles: dict[Any, Any] = {}
         if self.lean is not None and self.lean.alike and depth is None and self._undecided:
-            return self.decoder.final_norm(self._straight(self.lean, hidden))
+            return self.lean.norm(self._straight(self.lean, hidden))
         for index in range(len(self.decoder.layers)) if depth is None else self._order(depth):
             if depth is None or index in depth.layers:
                 hidden = self._layer(self.decoder.layers[index], hidden, self._angles(angles, hidden, index), index)
@@ -88,7 +89,20 @@ class Pass:
                 self._store(index, hidden, self._angles(angles, hidden, index))
             if index in self.watched:
                 self.states[index] = hidden
-        return self.decoder.final_norm(hidden)
+        return self.decoder.final_norm(hidden) if self.lean is None else self.lean.norm(hidden)
+
+    def answer(self, ids: Tensor, last: int) -> Tensor | None:
+        """Tokens (B, Q) to final hidden states (B, Q, E) and the logits of the newest, where one call can do it all."""
+        plan, lean = self.plan, self.lean
+        whole = plan.skip is None and plan.exit is None and plan.walker is None
+        if lean is None or not (lean.answers and whole and self._undecided):
+            return None
+        lanes = [store.lanes for store in self.cache.stores]
+        hidden, self.logits = lean.answer(
+            ids, lanes, self.decoder.windows, self.positions, self.tree, last or self.new
+        )  # fmt: skip
+        self._all_stored(hidden)
+        return hidden
 
     @property
     def _undecided(self) -> bool:
@@ -108,6 +122,12 @@ class Pass:
         cache, windows = self.cache, self.decoder.windows
         angles = self.decoder.angles(hidden, self.positions, 0)
         hidden = lean.walk(hidden, angles, [s.lanes for s in cache.stores], windows, self.positions, self.tree)
+        self._all_stored(hidden)
+        return hidden
+
+    def _all_stored(self, hidden: Tensor) -> None:
+        """All layers hold the new tokens, and where one has a window some may leave it."""
+        cache, windows = self.cache, self.decoder.windows
         layers = range(len(cache.stores))
         cache.token_layers += self.positions.numel() * len(layers)
         self.stored.update(layers)
@@ -116,7 +136,6 @@ class Pass:
                 self.pending[layer] = hidden[:, :0]
             else:
                 self.settle(layer, hidden[:, :0], 0.0)
-        return hidden
 
     def through(self, hidden: Tensor, layers: range) -> Tensor:
         """Hidden states (B, Q, E) through some layers, without the final norm."""

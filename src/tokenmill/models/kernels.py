@@ -263,6 +263,8 @@ def unpack(bits: int, w: Any, rows: Any, out: Any) -> None:
     """Rows (M,) of packed weights w (N / 8, bytes) as numbers: (M, 32 B)."""
     record, few = (160 if bits == 4 else 272), 8 // bits  # bytes of a block, codes in a byte
     for m in range(len(rows)):
+        if not 0 <= rows[m] < EIGHT * len(w):
+            raise IndexError("a token id is outside the model's vocabulary")
         tile, lane = w[rows[m] // EIGHT], rows[m] % EIGHT
         for block in range(out.shape[1] // 32):
             start = tile.ctypes.data + block * record + 2 * lane
@@ -664,6 +666,40 @@ def walk(
             _bytes(w[7], 2 * inner, blocks, bits), blocks, _bytes(w[8], width, blocks_down, bits), blocks_down, out,
         )  # fmt: skip
         x[:] = out
+
+
+@njit(error_model="numpy", cache=True)
+def normed(x: Any, gain: Any, eps: float) -> Any:
+    """The model's last norm of hidden states x (M, E), or any of a layer's: (M, E)."""
+    out = np.empty_like(x)
+    _normed(x, gain, eps, out)
+    return out
+
+
+@njit(error_model="numpy", cache=True)
+def answer(
+    ids: Any, table_bits: int, table: Any, bits: int, weights: Any, caches: Any, heads: int, shared: int, inner: int,
+    eps: float, scale: float, cos: Any, sin: Any, at: Any, tree: Any, threads: int,
+    gain: Any, head_bits: int, head: Any, logits: Any,
+) -> Any:  # fmt: skip
+    """Tokens (B, Q) to their final hidden states (B Q, E), and the logits (B, last, V) after each row's newest few.
+
+    From packed rows of the `table` through all layers, as in `walk`, the last norm and the packed `head`. `cos` and
+    `sin` are of all positions that may be asked for.
+    """
+    (rows, new), last, width = ids.shape, logits.shape[1], len(gain)
+    blocks = (width + 31) // 32
+    wide = np.empty((rows * new, 32 * blocks), np.float32)
+    unpack(table_bits, table, ids.ravel(), wide)
+    x = wide[:, :width].copy()
+    walk(
+        bits, x, weights, caches, heads, shared, inner, eps, scale, cos[at.ravel()], sin[at.ravel()], at, tree, threads
+    )  # fmt: skip
+    hidden, newest = normed(x, gain, eps), np.empty((rows * last, width), np.float32)
+    for b in range(rows):
+        newest[b * last : (b + 1) * last] = hidden[(b + 1) * new - last : (b + 1) * new]
+    _product(head_bits, head, newest, logits.reshape(rows * last, -1), blocks)
+    return hidden
 
 
 _one_at_a_time = threading.RLock()  # not every threading layer of numba's may be entered twice

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from tokenmill.models.architectures import Decoder
 from tokenmill.models.lanes import Lanes
-from tokenmill.models.weights import Blocks
+from tokenmill.models.weights import Blocks, Table
 
 KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+STATIC = ("default", "linear", "llama3", "yarn")  # rotary tables that do not depend on the text's length
 FEW = 64  # new tokens up to which `read` is used; a prompt is read by torch's attention
 Array = np.ndarray[Any, Any]
 NOTHING, NO_TREE = np.empty(0, np.float32), np.empty((0, 0), np.bool_)
@@ -29,7 +30,7 @@ NOTHING, NO_TREE = np.empty(0, np.float32), np.empty((0, 0), np.bool_)
 
 def lean_of(decoder: Decoder) -> Lean | None:
     """The decoder's layers as compiled calls, or None if one of them is not what these compute."""
-    return Lean([Layer(layer) for layer in decoder.layers]) if all(map(_fits, decoder.layers)) else None
+    return Lean(decoder) if all(map(_fits, decoder.layers)) else None
 
 
 def _fits(layer: Any) -> bool:
@@ -62,6 +63,38 @@ def address(held: Tensor | Array) -> int:
     return int(held.ctypes.data) if held.size else 0
 
 
+def _ends(decoder: Any) -> tuple[int, Array, int, Array, int] | None:
+    """Bits and bytes of the rows of tokens and of the head, and its outputs: what `answer` takes of them.
+
+    None if one of them, or the rotary table, is not what it computes.
+    """
+    table, head, rotary = decoder.base.get_input_embeddings(), decoder.head, decoder.base.rotary_emb
+    known = isinstance(table, Table) and table.factor == 1 and isinstance(head, Blocks) and head.bias is None
+    if not known or getattr(rotary, "rope_type", None) not in STATIC or any(map(_hooked, (table, head, rotary))):
+        return None
+    return table.packed.bits, table.packed.codes.numpy(), head.bits, head.codes.numpy(), head.out_features
+
+
+def _room(lanes: list[Lanes], windows: Sequence[int | None], new: int) -> Array:
+    """What `walk` takes of all caches, in which there is room for so many new tokens."""
+    for held in lanes:
+        held.reserve(new)
+    columns = [(*map(address, (h.keys, h.values, h.positions)), h.room, h.n) for h in lanes]
+    return np.array([(*column, window or 0) for column, window in zip(columns, windows, strict=True)])
+
+
+def _added(lanes: list[Lanes], new: int) -> None:
+    """The lanes hold what `walk` left in them."""
+    for held in lanes:
+        held.n += new
+
+
+def _places(at: Tensor, tree: Tensor | None) -> tuple[Array, Array, int]:
+    """Where new tokens are and what of each other they see, and the threads that share the work."""
+    sees = NO_TREE if tree is None else tree.contiguous().numpy()
+    return at.contiguous().numpy(), sees, torch.get_num_threads()
+
+
 class Layer:
     """What the compiled calls take of one layer: its weights as arrays, without a copy."""
 
@@ -87,20 +120,27 @@ class Layer:
         held += [mlp.gate_proj.beside, mlp.down_proj.codes]
         self.addresses = [address(x) for x in held]
         # What `walk` takes of all layers alike: all but the addresses.
-        self.alike = self.bits, self.heads, self.shared, mlp.up_proj.out_features, before.variance_epsilon, self.scale
+        self.eps = before.variance_epsilon
+        self.alike = self.bits, self.heads, self.shared, mlp.up_proj.out_features, self.eps, self.scale
 
 
 class Lean:
     """A decoder's layers as compiled calls."""
 
-    def __init__(self, layers: list[Layer]):
+    def __init__(self, decoder: Decoder):
         from tokenmill.models import kernels  # numba is imported for those who have packed weights
 
         self.kernels: Any = kernels
-        self.layers = layers
-        self.alike = all(layer.alike == layers[0].alike for layer in layers) and layers[0].size % 8 == 0
-        self._weights = np.array([layer.addresses for layer in layers])
+        self.decoder, self.layers = decoder, [Layer(layer) for layer in decoder.layers]
+        first, norm = self.layers[0], cast(Any, decoder.final_norm)
+        self.alike = all(layer.alike == first.alike for layer in self.layers) and first.size % 8 == 0
+        self._weights = np.array([layer.addresses for layer in self.layers])
         self._turn: tuple[Any, Array, Array] = None, NOTHING, NOTHING  # the angles that came last, as arrays
+        self._all_turns = np.empty((2, 0, first.size), np.float32)  # cos and sin of all positions so far
+        known = type(norm) is type(cast(Any, decoder.layers[0]).input_layernorm) and not _hooked(norm)
+        known = known and norm.weight.dtype == torch.float32
+        self._norm = (norm.weight.numpy(), norm.variance_epsilon) if known else None
+        self._ends = _ends(decoder) if self.alike and known and norm.variance_epsilon == first.eps else None
 
     def threads(self) -> AbstractContextManager[None]:
         """Around a pass."""
@@ -114,23 +154,52 @@ class Lean:
 
         What new tokens at positions `at` (B, Q) leave in every layer's lanes is appended to them.
         """
-        new, layer = hidden.shape[1], self.layers[0]
-        for held in lanes:
-            held.reserve(new)
-        caches = [
-            (*map(address, (held.keys, held.values, held.positions)), held.room, held.n, window or 0)
-            for held, window in zip(lanes, windows, strict=True)
-        ]
+        bits, *sizes = self.layers[0].alike
         out = hidden.reshape(-1, hidden.shape[2]).clone()
-        bits, heads, shared, inner, eps, scale = layer.alike
-        cos, sin = (x.reshape(-1, layer.size).numpy() for x in angles)
-        self.kernels.walk(
-            bits, out.numpy(), self._weights, np.array(caches), heads, shared, inner, eps, scale, cos, sin,
-            at.contiguous().numpy(), NO_TREE if tree is None else tree.contiguous().numpy(), torch.get_num_threads(),
-        )  # fmt: skip
-        for held in lanes:
-            held.n += new
+        cos, sin = (x.reshape(-1, self.layers[0].size).numpy() for x in angles)
+        caches = _room(lanes, windows, hidden.shape[1])
+        self.kernels.walk(bits, out.numpy(), self._weights, caches, *sizes, cos, sin, *_places(at, tree))
+        _added(lanes, hidden.shape[1])
         return out.view_as(hidden)
+
+    @property
+    def answers(self) -> bool:
+        """`answer` computes all of the model."""
+        return self._ends is not None
+
+    def answer(
+        self, ids: Tensor, lanes: list[Lanes], windows: Sequence[int | None], at: Tensor, tree: Tensor | None, last: int
+    ) -> tuple[Tensor, Tensor]:
+        """From tokens (B, Q) to final hidden states (B, Q, E) and the newest `last` tokens' logits (B, last, V).
+
+        As `walk`, with what the model does around its layers.
+        """
+        (bits, *sizes), (rows, new) = self.layers[0].alike, ids.shape
+        assert self._norm is not None
+        assert self._ends is not None
+        table_bits, table, head_bits, head, outputs = self._ends
+        places, logits = _places(at, tree), np.empty((rows, last, outputs), np.float32)
+        hidden = self.kernels.answer(
+            ids.contiguous().numpy(), table_bits, table, bits, self._weights, _room(lanes, windows, new), *sizes,
+            *self._turns(1 + int(places[0].max())), *places, self._norm[0], head_bits, head, logits,
+        )  # fmt: skip
+        _added(lanes, new)
+        return torch.from_numpy(hidden).view(rows, new, -1), torch.from_numpy(logits)
+
+    def _turns(self, count: int) -> Array:
+        """cos and sin of so many positions or more, as the model computes them: (2, P, D)."""
+        if self._all_turns.shape[1] < count:
+            positions = torch.arange(2 * count)[None]
+            angles = self.decoder.angles(torch.empty(0), positions, 0)
+            self._all_turns = np.stack([x[0].numpy() for x in angles])
+        return self._all_turns
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """The decoder's final norm of hidden states (B, Q, E)."""
+        if self._norm is None:
+            return self.decoder.final_norm(hidden)
+        out = self.kernels.normed(hidden.reshape(-1, hidden.shape[-1]).numpy(), *self._norm)
+        return torch.from_numpy(out).view_as(hidden)
 
     def layer(self, index: int, hidden: Tensor, angles: tuple[Tensor, Tensor], attend: Callable[..., Tensor]) -> Tensor:
         """One layer: hidden states (B, Q, E) to (B, Q, E). `attend` is what `Pass.attend` is."""

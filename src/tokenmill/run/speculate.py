@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from tokenmill.types import Draft, Growth, Said, Verified
 # Newest prompt tokens whose logits a drafter is shown. The head over 256 of them costs as much as a dozen tokens and
 # gave no token more a pass; only a method that reads the prompt's states is shown so many.
 SHOWN, PROMPT = 16, 256
+COUNTED = 32  # entries of a table that a state's size is taken from
 
 
 def speculate(
@@ -82,13 +84,13 @@ def speculate(
             read, parents = [text[-1], *guess.tokens.tolist()], guess.parents.tolist()
             tokens, nodes = context.new_tensor(read), len(parents)
             levels, line = from_root(parents, tokens.device)
-            blanks = propose.blanks if limit - len(text) > nodes + len(propose.blanks) else propose.blanks[:0]
-            if len(blanks):
+            blanks, beyond = propose.blanks, None
+            if len(blanks) and limit - len(text) > nodes + len(blanks):
                 behind = levels[-1] + 1 + torch.arange(len(blanks), device=levels.device)
                 logits = session.verify(tokens, torch.cat([levels, behind]), _behind(line, len(blanks)), blanks)
+                logits, beyond = logits.split((nodes + 1, len(blanks)))
             else:
                 logits = session.verify(tokens, levels, line)
-            logits, beyond = logits.split((nodes + 1, len(blanks)))
             hidden = session.hidden()[0, : nodes + 1]
             said = Said(
                 probabilities=partial(_row, chooser, logits),
@@ -201,13 +203,13 @@ def _carried(source: Method, state: Any) -> Any:
 
 
 def _size(value: Any) -> int:
+    """Bytes of a state. Of a long table as of its first entries: counting all would take longer than a pass."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        return sys.getsizeof(value) + sum(_size(k) + _size(v) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return sys.getsizeof(value) + sum(map(_size, value))
-    return sys.getsizeof(value)
+    if not isinstance(value, Mapping | list | tuple):
+        return sys.getsizeof(value)
+    first = list(islice(value.items() if isinstance(value, Mapping) else value, COUNTED))
+    return sys.getsizeof(value) + sum(map(_size, first)) * len(value) // max(1, len(first))
 
 
 def _within(guess: Draft, room: float) -> Draft:
