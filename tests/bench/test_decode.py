@@ -106,9 +106,9 @@ def _cells(base, mine, ids=(1, 2, 3, 4)):
     fast = blank | {"drafted": 6, "accepted": 2, "passes": 1, "drafted_by_depth": [2, 1], "accepted_by_depth": [1, 1]}
     out = {}
     for i, (b, m) in enumerate(zip(base, mine, strict=True)):
-        out[TASK, i, FULL] = out[TASK, i, f"{FULL} again"] = (blank | {"ids": [*ids], "seconds": b}, b)
-        out[TASK, i, LIBRARY] = (blank | {"ids": [*ids], "seconds": 2 * b}, b)
-        out[TASK, i, "token_recycling"] = (fast | {"ids": [*ids[:3], 9 + i], "seconds": m}, m)
+        out[TASK, i, FULL] = out[TASK, i, f"{FULL} again"] = (blank | {"ids": [*ids], "seconds": b, "decode": b - 0.25}, b)
+        out[TASK, i, LIBRARY] = (blank | {"ids": [*ids], "seconds": 2 * b, "decode": None}, b)
+        out[TASK, i, "token_recycling"] = (fast | {"ids": [*ids[:3], 9 + i], "seconds": m, "decode": m - 0.25}, m)
     return out
 
 
@@ -116,6 +116,7 @@ def test_figures_are_ratios_prompt_by_prompt():
     asked = [Prompt("a", "x"), Prompt("b", "y")]
     m = row_of("token_recycling", _cells([1.0, 4.0], [0.5, 4.0]), asked, 0).metrics
     assert m.speed.mean == pytest.approx((2 + 1) / 2)  # not 5 / 4.5: every prompt counts alike
+    assert m.decoding.mean == pytest.approx((0.75 / 0.25 + 1) / 2)
     assert m.against_library.mean == pytest.approx(3)
     assert m.tokens_a_pass.mean == 3
     assert m.accepted == pytest.approx(1 / 3)

@@ -39,6 +39,7 @@ class Decoded(Strict):
     """What a row gave over all prompts. Ratios are above 1 where it is faster."""
 
     speed: Interval | None = None  # against our greedy loop, prompt by prompt: mean of the ratios
+    decoding: Interval | None = None  # the same without the prompt's reading, which no draft makes faster
     against_library: Interval | None = None  # against the library's generate
     tokens_a_pass: Interval | None = None
     accepted: float | None = None  # share of the drafted tokens
@@ -181,6 +182,11 @@ def row_of(spec: str, cells: Cells, prompts: Sequence[Prompt], seed: int) -> Dec
     # A lossy row may stop elsewhere: what is compared is the time a token.
     own = [c["seconds"] / n for c, n in zip(mine, same, strict=True)]
     ratios = [b / len(f["ids"]) / o for b, f, o in zip(base, first, own, strict=True)]
+    writing = [
+        statistics.fmean(_a_token(c) for c in full) / _a_token(c)
+        for *full, c in zip(first, last, mine, strict=True)
+        if c["decode"] and len(c["ids"]) > 1
+    ]
     theirs = [c["seconds"] / max(1, len(c["ids"])) / o for c, o in zip(library, own, strict=True)]
     a_pass = [(len(c["ids"]) - 1) / max(1, c["passes"]) for c in mine]
     drafted, accepted = sum(c["drafted"] for c in mine), sum(c["accepted"] for c in mine)
@@ -192,6 +198,7 @@ def row_of(spec: str, cells: Cells, prompts: Sequence[Prompt], seed: int) -> Dec
         spec=spec,
         metrics=Decoded(
             speed=bootstrap(ratios, seed),
+            decoding=bootstrap(writing, seed) if writing else None,
             against_library=bootstrap(theirs, seed),
             tokens_a_pass=bootstrap(a_pass, seed),
             accepted=accepted / drafted if drafted else None,
@@ -213,6 +220,11 @@ def row_of(spec: str, cells: Cells, prompts: Sequence[Prompt], seed: int) -> Dec
             seconds=sum(cells[TASK, i, spec][1] for i in range(len(prompts))),
         ),
     )
+
+
+def _a_token(cell: dict[str, Any]) -> float:
+    """Seconds of a token after the first, which comes with the prompt's reading."""
+    return cell["decode"] / max(1, len(cell["ids"]) - 1)
 
 
 def _by_position(cells: Sequence[dict[str, Any]]) -> list[float]:
@@ -264,10 +276,11 @@ def table(results: DecodeResults, width: int) -> Table:
     """Our greedy loop and the library's, then the fastest first."""
     shown = Table(
         title=f"compare decode: {results.model}, {results.environment['weights']} weights",
-        caption="speed: times our greedy loop, in turns on every prompt; identical: texts equal to greedy's",
+        caption="speed: times our greedy loop, in turns on every prompt; decode: without the prompt's reading; "
+        "identical: texts equal to greedy's",
     )
     shown.add_column("method", overflow="fold")
-    for name in ("speed", "× generate", "tokens/pass", "accepted", "nodes/pass", "identical", "extra MB"):
+    for name in ("speed", "decode", "× generate", "tokens/pass", "accepted", "nodes/pass", "identical", "extra MB"):
         shown.add_column(name, justify="right", no_wrap=True)
     if width >= 120:
         shown.add_column("nats/token", justify="right", no_wrap=True)
@@ -276,6 +289,7 @@ def table(results: DecodeResults, width: int) -> Table:
         cells = [
             {FULL: "greedy, our loop"}.get(row.spec, row.spec),
             f"{m.speed.mean:.2f} [{m.speed.low:.2f}, {m.speed.high:.2f}]" if m.speed else "–",
+            f"{m.decoding.mean:.2f}" if m.decoding else "–",
             f"{m.against_library.mean:.2f}" if m.against_library else "–",
             f"{m.tokens_a_pass.mean:.2f}" if m.tokens_a_pass else "–",
             f"{m.accepted:.0%}" if m.accepted is not None else "–",

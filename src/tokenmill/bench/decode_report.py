@@ -108,13 +108,24 @@ def _winner(best: DecodeRow | None) -> str:
 
 
 def _table(results: DecodeResults) -> str:
-    heads = ("method", "speed", "× generate", "tokens/pass", "accepted", "nodes/pass", "identical", "nats", "extra MB")
+    heads = (
+        "method",
+        "speed",
+        "decode",
+        "× generate",
+        "tokens/pass",
+        "accepted",
+        "nodes/pass",
+        "identical",
+        "nats",
+        "extra MB",
+    )
     body = []
     for row in results.rows:
         m = row.metrics
         cells = [
             f'<span class="spec">{escape({FULL: "greedy, our loop"}.get(row.spec, row.spec))}</span>',
-            _span(m.speed), _span(m.against_library), _span(m.tokens_a_pass),
+            _span(m.speed), _span(m.decoding), _span(m.against_library), _span(m.tokens_a_pass),
             f"{m.accepted:.0%}" if m.accepted is not None else "–", f"{m.nodes:.1f}" if m.nodes is not None else "–",
             f"{m.identical:.0%}", f"{m.nats:.2f}" if m.nats is not None else "–", f"{m.bytes / 1e6:.1f}",
         ]  # fmt: skip
