@@ -106,7 +106,10 @@ def _cells(base, mine, ids=(1, 2, 3, 4)):
     fast = blank | {"drafted": 6, "accepted": 2, "passes": 1, "drafted_by_depth": [2, 1], "accepted_by_depth": [1, 1]}
     out = {}
     for i, (b, m) in enumerate(zip(base, mine, strict=True)):
-        out[TASK, i, FULL] = out[TASK, i, f"{FULL} again"] = (blank | {"ids": [*ids], "seconds": b, "decode": b - 0.25}, b)
+        out[TASK, i, FULL] = out[TASK, i, f"{FULL} again"] = (
+            blank | {"ids": [*ids], "seconds": b, "decode": b - 0.25},
+            b,
+        )
         out[TASK, i, LIBRARY] = (blank | {"ids": [*ids], "seconds": 2 * b, "decode": None}, b)
         out[TASK, i, "token_recycling"] = (fast | {"ids": [*ids[:3], 9 + i], "seconds": m, "decode": m - 0.25}, m)
     return out

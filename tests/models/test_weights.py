@@ -75,6 +75,16 @@ def test_zeros_and_outliers():
         assert torch.isfinite(made(torch.full((1, 64), 1e4))).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_so_and_in_its_row(kind, broken):
+    made, x = KINDS[kind](matrix(40, 70)), matrix(5, 70, 1)
+    whole, x[2, 69] = made(x), broken
+    found = made(x)
+    assert not torch.isfinite(found[2]).any()
+    assert torch.allclose(found[[0, 1, 3, 4]], whole[[0, 1, 3, 4]], atol=1e-5)
+
+
 def test_blocks_find_the_blocks_weights_were_unpacked_from():
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 16, (50, 6, 32), generator=generator)
@@ -269,6 +279,16 @@ def test_a_checked_draft_has_the_very_numbers_of_one_token_at_a_time(name, apart
     assert torch.equal(read[[0, 2, 4, 5]], want)
     tree.accept([0, 2, 4, 5])
     assert torch.equal(tree.read(torch.tensor([[8]])), alone.read(torch.tensor([[8]])))
+
+
+@needs_numba
+@pytest.mark.parametrize("how", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
+def test_a_text_in_pieces_has_the_very_numbers_of_the_whole(name, how):
+    model, text = packed(name, how), ids(2, 90)
+    whole = Session(model).read(text, all_logits=True)
+    for chunk in (1, 7, 30):
+        assert torch.equal(Session(model).read(text, all_logits=True, chunk=chunk), whole)
 
 
 def test_bfloat16_keeps_its_cache_in_bfloat16():

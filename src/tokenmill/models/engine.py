@@ -21,7 +21,7 @@ from tokenmill.errors import ModelError, RecipeError
 from tokenmill.models.architectures import Decoder
 from tokenmill.models.cache import MillCache, Store
 from tokenmill.models.lanes import SLACK, Lanes, View, compact
-from tokenmill.models.lean import FEW, Lean
+from tokenmill.models.lean import Lean
 from tokenmill.models.plan import Plan, newest
 from tokenmill.types import Depth, Exit, Midway, Step, Trace
 
@@ -113,7 +113,6 @@ class Pass:
             and not (self.watched or self.cache.shift)
             and self.observe is None
             and self.valid is None
-            and self.new <= FEW
             and all(store.lanes.alike and not store.parts for store in self.cache.stores)
         )
 
@@ -335,6 +334,7 @@ class Pass:
             out = torch.zeros_like(queries[..., : values.shape[-1]])
         elif (
             fresh  # nothing older, and whatever walks sees all that is new
+            and not self._compiled(store)
             and self.new > 1
             and self.valid is None
             and self.tree is None
@@ -358,8 +358,8 @@ class Pass:
         within = within and self.plan.exit is None
         groups = queries.shape[1] // self._heads(store)
         folded = queries.reshape(queries.shape[0], -1, groups * self.new, queries.shape[3])  # (B, K, G Q, D)
-        few = self.new <= FEW and not store.parts and self.visible is None and self.plan.select is None
-        if self.lean is not None and few:
+        if self._compiled(store):
+            assert self.lean is not None
             return self.lean.read(store.lanes, queries, self.positions, window, self.tree, scale)
         if self.plan.select is not None:
             view = self._selected(layer, store, queries, scale)
@@ -378,6 +378,10 @@ class Pass:
             mask = from_positions[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)  # (B, K, G Q, T)
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
         return out.reshape(*queries.shape[:3], -1)
+
+    def _compiled(self, store: Store) -> bool:
+        """Whether `Lean.read` reads this store: no part of it is packed, and no choice is made among what it holds."""
+        return self.lean is not None and not store.parts and self.visible is None and self.plan.select is None
 
     @property
     def _sees_all(self) -> bool:

@@ -34,7 +34,7 @@ from tokenmill.ops.compiled import exp
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 F32, HALF, VEC = ir.FloatType(), ir.HalfType(), ir.VectorType
 LANES, PAIRS = VEC(F32, 8), VEC(I16, 16)
-TOP = np.float32(32767)
+TOP, LEAST = np.float32(32767), np.float32(1e-30).view(np.int32)  # of a row's whole numbers; a row of zeros' size
 EIGHT = 8  # outputs that are stored together: the lanes of a vector
 RECORD = {4: 160, 8: 272}  # bytes of a block of eight outputs: scales, in 4 bits least weights, codes
 AHEAD = 1024  # bytes that are fetched before they are needed; the processor by itself looks less far
@@ -194,13 +194,23 @@ def _room(x: Any, blocks: int) -> Any:
     return np.empty((rows, blocks * 32), np.int16), sums, a, np.empty((rows, EIGHT), np.float32)
 
 
-@njit(fastmath=True, error_model="numpy")
+@intrinsic
+def _number(context: Any, bits: Any) -> Any:
+    """The float32 that these bits are."""
+    return types.float32(types.int32), lambda target, b, signature, given: b.bitcast(given[0], F32)
+
+
+@njit(error_model="numpy")
 def whole(x: Any, q: Any, sums: Any, a: Any) -> None:
-    """x (M, K) as 16-bit whole numbers q (M, K'), the sums of their blocks (M, B), and a scale a row (M,)."""
+    """x (M, K) as 16-bit whole numbers q (M, K'), the sums of their blocks (M, B), and a scale a row (M,).
+
+    A row with NaN or an infinite number has a scale that is neither finite.
+    """
     for m in range(len(x)):
-        top = np.float32(1e-30)
-        for k in range(x.shape[1]):
-            top = max(top, abs(x[m, k]))
+        row, size = x[m].view(np.int32), np.int32(0)
+        for k in range(x.shape[1]):  # as bits: they have the order of sizes, NaN above all, in whichever order compared
+            size = max(size, row[k] & np.int32(0x7FFFFFFF))
+        top = _number(max(size, LEAST))
         a[m] = top / TOP
         by = TOP / top
         for k in range(x.shape[1]):
@@ -288,19 +298,48 @@ def _product(bits: int, w: Any, x: Any, y: Any, blocks: int) -> None:
         product8(w, x, y, blocks)
 
 
-@njit(fastmath=True, error_model="numpy", cache=True)
+@intrinsic
+def _eights(context: Any, x: Any, size: Any) -> Any:
+    """The sum of squares of `size` numbers, a multiple of eight: eight sums of every eighth, then theirs."""
+
+    def generate(target: Any, b: Any, signature: Any, given: Any) -> Any:
+        x, size = given
+        i, (held,), close = _loop(b, size, 8, [ir.Constant(LANES, [0.0] * 8)])
+        eight = _load(b, _at(b, x, 4, i), LANES, 4)
+        close([_fma(b, eight, eight, held)])
+        sums, total = _now(held), F32(0.0)
+        for lane in range(8):
+            total = b.fadd(total, b.extract_element(sums, I32(lane)))
+        return total
+
+    return types.float32(*[types.int64] * 2), generate
+
+
+@njit(error_model="numpy")
+def _to_one(x: Any, eps: float) -> Any:
+    """What brings numbers x (D,) to a mean square of 1.
+
+    Their squares are added in an order of its own: left to the compiler, it would not be the same in every function
+    that this becomes a part of, nor after a function came from numba's cache.
+    """
+    eights, total = len(x) // 8 * 8, np.float32(0)
+    if eights:
+        total = _eights(x.ctypes.data, eights)
+    for k in range(eights, len(x)):
+        total += x[k] * x[k]
+    return np.float32(1) / np.sqrt(total / np.float32(len(x)) + np.float32(eps))
+
+
+@njit(error_model="numpy", cache=True)
 def _normed(x: Any, gain: Any, eps: float, out: Any) -> None:
     """Root-mean-square norm of rows x (M, E)."""
     for m in range(len(x)):
-        total = np.float32(0)
-        for k in range(x.shape[1]):
-            total += x[m, k] * x[m, k]
-        by = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + np.float32(eps))
+        by = _to_one(x[m], eps)
         for k in range(x.shape[1]):
             out[m, k] = x[m, k] * by * gain[k]
 
 
-@njit(fastmath=True, error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=True)
 def _turned(y: Any, first: int, heads: int, cos: Any, sin: Any, gain: Any, eps: float) -> None:
     """Rotate heads of rows y (M, N) that begin at column `first`; with a gain (D,), norm each of them before."""
     size = cos.shape[1]
@@ -310,10 +349,7 @@ def _turned(y: Any, first: int, heads: int, cos: Any, sin: Any, gain: Any, eps: 
         for h in range(heads):
             head = y[m, first + h * size : first + (h + 1) * size]
             if len(gain):
-                total = np.float32(0)
-                for k in range(size):
-                    total += head[k] * head[k]
-                by = np.float32(1) / np.sqrt(total / np.float32(size) + np.float32(eps))
+                by = _to_one(head, eps)
                 for k in range(size):
                     head[k] = head[k] * by * gain[k]
             for k in range(half):
@@ -534,6 +570,15 @@ def _attended(
     (batch, lanes), new, size, rows = starts.shape, at.shape[1], queries.shape[1], last - first
     lane = first // (len(queries) // (batch * lanes))
     b, start, count = lane // lanes, starts[lane // lanes, lane % lanes], counts[lane // lanes, lane % lanes]
+    if tree.shape[1] == 0:  # what none of these queries sees at either end is not read
+        oldest, newest = np.int64(1) << 62, np.int64(-1)
+        for row in range(first, last):
+            place = at[b, row % new]
+            oldest, newest = min(oldest, place), max(newest, place)
+        while count > 0 and positions[start + count - 1] > newest:
+            count -= 1
+        while window > 0 and count > 0 and positions[start] <= oldest - window:
+            start, count = start + 1, count - 1
     room = (count + 31) // 32 * 32  # whole vectors, several at a time; what is behind the last slot is not seen
     score, totals, held = np.empty((rows, room), np.float32), np.empty(rows, np.float32), np.empty(room, np.int32)
     for t in range(room):
@@ -558,12 +603,14 @@ def _attend(
     scale: float, out: Any, threads: int,
 ) -> None:  # fmt: skip
     """`attend` for rows of queries (B H Q, D), each of whole vectors; threads share the rows evenly."""
-    each = len(queries) // starts.size  # rows of a lane
+    whole = len(queries) // starts.size  # rows of a lane, which may be of several heads
+    if at.shape[1] >= CHUNK:  # one head's alone, so that a chunk's queries are neighbours and end where they do
+        whole = at.shape[1]
     shares = min(len(queries), threads)
     for share in prange(shares):
         first, last = len(queries) * share // shares, len(queries) * (share + 1) // shares
         while first < last:
-            end = min(first + CHUNK, last, (first // each + 1) * each)
+            end = min(first + CHUNK, last, (first // whole + 1) * whole)
             _attended(first, end, queries, keys, values, positions, starts, counts, at, window, tree, scale, out)
             first = end
 
@@ -572,7 +619,7 @@ def attend(
     queries: Any, keys: Any, values: Any, positions: Any, starts: Any, counts: Any, at: Any, window: int, tree: Any,
     scale: float, out: Any,
 ) -> None:  # fmt: skip
-    """Few queries (B, H, Q, D) over lanes of keys and values (S, D): (B, H, Q, D). All are contiguous.
+    """Queries (B, H, Q, D) over lanes of keys and values (S, D): (B, H, Q, D). All are contiguous.
 
     A lane is `counts` (B, K) slots from `starts` (B, K). A query at position `at` (B, Q) sees the slots at or before
     it, within the window if there is one; among the newest N slots `tree` (Q, N) decides as well, unless it is empty.

@@ -23,7 +23,6 @@ from tokenmill.models.weights import Blocks, Table
 KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 STATIC = ("default", "linear", "llama3", "yarn")  # rotary tables that do not depend on the text's length
-FEW = 64  # new tokens up to which `read` is used; a prompt is read by torch's attention
 Array = np.ndarray[Any, Any]
 NOTHING, NO_TREE = np.empty(0, np.float32), np.empty((0, 0), np.bool_)
 
@@ -222,7 +221,7 @@ class Lean:
     def read(
         self, lanes: Lanes, queries: Tensor, at: Tensor, window: int | None, tree: Tensor | None, scale: float
     ) -> Tensor:
-        """Few queries (B, H, Q, D) at positions (B, Q) over what a layer holds: (B, H, Q, D).
+        """Queries (B, H, Q, D) at positions (B, Q) over what a layer holds: (B, H, Q, D).
 
         What `Pass` works out with masks, from the same positions: also where lanes differ in length.
         """
