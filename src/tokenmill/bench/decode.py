@@ -280,10 +280,9 @@ def table(results: DecodeResults, width: int) -> Table:
         "identical: texts equal to greedy's",
     )
     shown.add_column("method", overflow="fold")
-    for name in ("speed", "decode", "× generate", "tokens/pass", "accepted", "nodes/pass", "identical", "extra MB"):
+    more = ("extra MB", "nats/token") if width >= 120 else ()
+    for name in ("speed", "decode", "× generate", "tokens/pass", "accepted", "nodes/pass", "identical", *more):
         shown.add_column(name, justify="right", no_wrap=True)
-    if width >= 120:
-        shown.add_column("nats/token", justify="right", no_wrap=True)
     for row in results.rows:
         m = row.metrics
         cells = [
@@ -295,8 +294,7 @@ def table(results: DecodeResults, width: int) -> Table:
             f"{m.accepted:.0%}" if m.accepted is not None else "–",
             f"{m.nodes:.1f}" if m.nodes is not None else "–",
             f"{m.identical:.0%}" + ("" if m.lossless else f", same for {m.agreement:.0%}"),
-            f"{m.bytes / 1e6:.1f}",
-            *([f"{m.nats:.2f}" if m.nats is not None else "–"] if width >= 120 else []),
+            *((f"{m.bytes / 1e6:.1f}", f"{m.nats:.2f}" if m.nats is not None else "–") if more else ()),
         ]
         shown.add_row(*map(Text, cells), end_section=row.spec == LOOKUP)
     return shown
