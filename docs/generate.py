@@ -47,11 +47,11 @@ AROUND = {
 
 
 RULE = """\
-Each was run by `tokenmill reproduce NAME`, three seeds where chance has a part, on the default model or on a small one
-trained from scratch, on two CPU cores. These are smaller than any paper's: a claim that fails here may hold where it was
-made. A claim is a few comparisons. One holds if the 95 % bootstrap interval of the difference lies wholly on the claimed
-side, the claim if all do; nobody writes a verdict by hand. A method's page has all comparisons, and what was not asked here.
-Behind a verdict stands the first comparison that failed."""
+Each was run by `tokenmill reproduce NAME`, three seeds where chance has a part, on the default model or on a small
+one trained from scratch, on two CPU cores. These are smaller than any paper's: a claim that fails here may hold where
+it was made. A claim is a few comparisons. One holds if the 95 % bootstrap interval of the difference lies wholly on
+the claimed side, the claim if all do; nobody writes a verdict by hand. A method's page has all comparisons, and what
+was not asked here. Behind a verdict stands the first comparison that failed."""
 
 
 def main(check: bool = False) -> int:
