@@ -104,7 +104,7 @@ def _cells(base, mine, ids=(1, 2, 3, 4)):
         "nats": None,
     }
     fast = blank | {"drafted": 6, "accepted": 2, "passes": 1, "drafted_by_depth": [2, 1], "accepted_by_depth": [1, 1]}
-    out = {}
+    out = {(COST, 0, FULL): ({"context": 9, "seconds": {"1": 0.1, "8": 0.2, "16": 0.4}}, 1.0)}
     for i, (b, m) in enumerate(zip(base, mine, strict=True)):
         out[TASK, i, FULL] = out[TASK, i, f"{FULL} again"] = (
             blank | {"ids": [*ids], "seconds": b, "decode": b - 0.25},
@@ -120,6 +120,7 @@ def test_figures_are_ratios_prompt_by_prompt():
     m = row_of("token_recycling", _cells([1.0, 4.0], [0.5, 4.0]), asked, 0).metrics
     assert m.speed.mean == pytest.approx((2 + 1) / 2)  # not 5 / 4.5: every prompt counts alike
     assert m.decoding.mean == pytest.approx((0.75 / 0.25 + 1) / 2)
+    assert m.bound == pytest.approx(3 / (1 + 6 / 7))  # six drafted tokens and the root, three tokens a pass
     assert m.against_library.mean == pytest.approx(3)
     assert m.tokens_a_pass.mean == 3
     assert m.accepted == pytest.approx(1 / 3)

@@ -25,7 +25,7 @@ from tokenmill.bench.store import Store
 from tokenmill.errors import TokenmillError
 from tokenmill.method import get, recipe
 from tokenmill.models.trained import shipped
-from tokenmill.run.cost import pass_cost
+from tokenmill.run.cost import pass_cost, relative
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
 
@@ -40,6 +40,9 @@ class Decoded(Strict):
 
     speed: Interval | None = None  # against our greedy loop, prompt by prompt: mean of the ratios
     decoding: Interval | None = None  # the same without the prompt's reading, which no draft makes faster
+    bound: float | None = (
+        None  # of that: tokens a pass over what a pass of its width costs; drafting itself is not free
+    )
     against_library: Interval | None = None  # against the library's generate
     tokens_a_pass: Interval | None = None
     accepted: float | None = None  # share of the drafted tokens
@@ -174,6 +177,7 @@ Cells = dict[tuple[str, int, str], tuple[Any, float]]
 
 
 def row_of(spec: str, cells: Cells, prompts: Sequence[Prompt], seed: int) -> DecodeRow:
+    """What a row gave, from its cells, those of the loops it is held against, and the measured cost of a pass."""
     mine = [cells[TASK, i, spec][0] for i in range(len(prompts))]
     first, last = ([cells[TASK, i, name][0] for i in range(len(prompts))] for name in (FULL, f"{FULL} again"))
     library = [cells[TASK, i, LIBRARY][0] for i in range(len(prompts))]
@@ -190,6 +194,8 @@ def row_of(spec: str, cells: Cells, prompts: Sequence[Prompt], seed: int) -> Dec
     theirs = [c["seconds"] / max(1, len(c["ids"])) / o for c, o in zip(library, own, strict=True)]
     a_pass = [(len(c["ids"]) - 1) / max(1, c["passes"]) for c in mine]
     drafted, accepted = sum(c["drafted"] for c in mine), sum(c["accepted"] for c in mine)
+    nodes = None if spec.startswith("model.") else drafted / max(1, sum(c["passes"] for c in mine))
+    cost = relative({int(w): s for w, s in cells[COST, 0, FULL][0]["seconds"].items()})
     categories = list(dict.fromkeys(p.category for p in prompts))
     within = {c: [i for i, p in enumerate(prompts) if p.category == c] for c in categories}
     nats = [c["nats"] for c in mine if c["nats"] is not None]
@@ -199,10 +205,11 @@ def row_of(spec: str, cells: Cells, prompts: Sequence[Prompt], seed: int) -> Dec
         metrics=Decoded(
             speed=bootstrap(ratios, seed),
             decoding=bootstrap(writing, seed) if writing else None,
+            bound=None if nodes is None else statistics.fmean(a_pass) / cost(1 + nodes),
             against_library=bootstrap(theirs, seed),
             tokens_a_pass=bootstrap(a_pass, seed),
             accepted=accepted / drafted if drafted else None,
-            nodes=drafted / max(1, sum(c["passes"] for c in mine)) if not spec.startswith("model.") else None,
+            nodes=nodes,
             by_position=_by_position(mine),
             by_category={
                 c: {
@@ -277,10 +284,10 @@ def table(results: DecodeResults, width: int) -> Table:
     shown = Table(
         title=f"compare decode: {results.model}, {results.environment['weights']} weights",
         caption="speed: times our greedy loop, in turns on every prompt; decode: without the prompt's reading; "
-        "identical: texts equal to greedy's",
+        "bound: tokens/pass over the cost of such a pass; identical: texts equal to greedy's",
     )
     shown.add_column("method", overflow="fold")
-    more = ("extra MB", "nats/token") if width >= 120 else ()
+    more = ("bound", "extra MB", "nats/token") if width >= 120 else ()
     for name in ("speed", "decode", "× generate", "tokens/pass", "accepted", "nodes/pass", "identical", *more):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in results.rows:
@@ -294,10 +301,14 @@ def table(results: DecodeResults, width: int) -> Table:
             f"{m.accepted:.0%}" if m.accepted is not None else "–",
             f"{m.nodes:.1f}" if m.nodes is not None else "–",
             f"{m.identical:.0%}" + ("" if m.lossless else f", same for {m.agreement:.0%}"),
-            *((f"{m.bytes / 1e6:.1f}", f"{m.nats:.2f}" if m.nats is not None else "–") if more else ()),
+            *((_number(m.bound), f"{m.bytes / 1e6:.1f}", _number(m.nats)) if more else ()),
         ]
         shown.add_row(*map(Text, cells), end_section=row.spec == LOOKUP)
     return shown
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def preflight(model: Any, rows: Sequence[str], ids: list[int]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from tokenmill.bench.decode import FULL, LIBRARY, LOOKUP, WINNER, DecodeResults, DecodeRow, winner
+from tokenmill.bench.decode import FULL, LIBRARY, LOOKUP, WINNER, DecodeResults, DecodeRow, _number, winner
 from tokenmill.bench.figures import Interval
 from tokenmill.bench.report import BOTTOM, HEIGHT, LEFT, RIGHT, SHOWN, TOP, WIDTH, _plain, _ticks, _told_environment
 
@@ -109,7 +109,7 @@ def _winner(best: DecodeRow | None) -> str:
 
 def _table(results: DecodeResults) -> str:
     heads = (
-        *("method", "speed", "decode", "× generate", "tokens/pass"),
+        *("method", "speed", "decode", "bound", "× generate", "tokens/pass"),
         *("accepted", "nodes/pass", "identical", "nats", "extra MB"),
     )
     body = []
@@ -117,9 +117,9 @@ def _table(results: DecodeResults) -> str:
         m = row.metrics
         cells = [
             f'<span class="spec">{escape({FULL: "greedy, our loop"}.get(row.spec, row.spec))}</span>',
-            _span(m.speed), _span(m.decoding), _span(m.against_library), _span(m.tokens_a_pass),
+            _span(m.speed), _span(m.decoding), _number(m.bound), _span(m.against_library), _span(m.tokens_a_pass),
             f"{m.accepted:.0%}" if m.accepted is not None else "–", f"{m.nodes:.1f}" if m.nodes is not None else "–",
-            f"{m.identical:.0%}", f"{m.nats:.2f}" if m.nats is not None else "–", f"{m.bytes / 1e6:.1f}",
+            f"{m.identical:.0%}", _number(m.nats), f"{m.bytes / 1e6:.1f}",
         ]  # fmt: skip
         kind = ' class="full"' if row.spec in (FULL, LIBRARY, LOOKUP) else ""
         body.append(f"<tr{kind}>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
