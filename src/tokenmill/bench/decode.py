@@ -40,9 +40,7 @@ class Decoded(Strict):
 
     speed: Interval | None = None  # against our greedy loop, prompt by prompt: mean of the ratios
     decoding: Interval | None = None  # the same without the prompt's reading, which no draft makes faster
-    bound: float | None = (
-        None  # of that: tokens a pass over what a pass of its width costs; drafting itself is not free
-    )
+    bound: float | None = None  # of that, if drafting itself took no time: tokens a pass over such a pass's cost
     against_library: Interval | None = None  # against the library's generate
     tokens_a_pass: Interval | None = None
     accepted: float | None = None  # share of the drafted tokens

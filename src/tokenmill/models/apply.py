@@ -67,7 +67,8 @@ class Engine:
         if self.decoder.head is None:
             return self.decoder.model(**given, use_cache=True, logits_to_keep=last).logits
         hidden = self.read(**given, last=last)
-        made = self.last.logits if self.last is not None else None
+        assert self.last is not None
+        made = self.last.logits
         return self.decoder.head(hidden[:, -last:]) if made is None else made
 
     def read(

@@ -98,9 +98,8 @@ class Pass:
         if lean is None or not (lean.answers and whole and self._undecided):
             return None
         lanes = [store.lanes for store in self.cache.stores]
-        hidden, self.logits = lean.answer(
-            ids, lanes, self.decoder.windows, self.positions, self.tree, last or self.new
-        )  # fmt: skip
+        last = last or self.new
+        hidden, self.logits = lean.answer(ids, lanes, self.decoder.windows, self.positions, self.tree, last)
         self._all_stored(hidden)
         return hidden
 

@@ -603,14 +603,14 @@ def _attend(
     scale: float, out: Any, threads: int,
 ) -> None:  # fmt: skip
     """`attend` for rows of queries (B H Q, D), each of whole vectors; threads share the rows evenly."""
-    whole = len(queries) // starts.size  # rows of a lane, which may be of several heads
+    each = len(queries) // starts.size  # rows of a lane, which may be of several heads
     if at.shape[1] >= CHUNK:  # one head's alone, so that a chunk's queries are neighbours and end where they do
-        whole = at.shape[1]
+        each = at.shape[1]
     shares = min(len(queries), threads)
     for share in prange(shares):
         first, last = len(queries) * share // shares, len(queries) * (share + 1) // shares
         while first < last:
-            end = min(first + CHUNK, last, (first // whole + 1) * whole)
+            end = min(first + CHUNK, last, (first // each + 1) * each)
             _attended(first, end, queries, keys, values, positions, starts, counts, at, window, tree, scale, out)
             first = end
 
