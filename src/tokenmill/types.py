@@ -237,7 +237,7 @@ class Learned:
     """A method's trained part, and what of the model it reads and writes by."""
 
     parts: Any  # the nn.Module
-    head: Callable[[Tensor], Tensor]  # final hidden states (..., E) -> logits (..., V)
+    head: Callable[[Tensor], Tensor]  # final hidden states (..., E) -> logits (..., V), or of the first `words` alone
     embed: Callable[[Tensor], Tensor]  # ids (...) -> (..., E)
     norm: Callable[[Tensor], Tensor] | None = None  # the final norm: a layer's state (..., E) -> what the head reads
     # A layer, states (M, E) after it as if of the next M tokens -> final hidden states (M, E): the layers above are run
@@ -398,12 +398,18 @@ class Batch:
     @cached_property
     def likeliest(self) -> Tensor:
         """(B, T): the token that the frozen model would say after each. Their logits are not kept."""
+        if self.frozen.likeliest is not None:  # type: ignore[union-attr]
+            return self.frozen.likeliest  # type: ignore[union-attr]
         with torch.no_grad():
             return torch.stack([self.head(row).argmax(-1) for row in self.hidden])
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., E) -> (..., V) by the frozen model's own head; gradients flow to `hidden`, not to the head."""
         return self.frozen.head(hidden)  # type: ignore[union-attr]
+
+    def guesses(self, hidden: Tensor) -> Tensor:
+        """(..., E) -> (..., W): the same for the first words of the vocabulary, as many as the knob `words` says."""
+        return self.frozen.guesses(hidden)  # type: ignore[union-attr]
 
     def embed(self, ids: Tensor) -> Tensor:
         """(...) -> (..., E): the frozen model's input embeddings."""
@@ -443,12 +449,14 @@ class Frozen:
 
     hidden: Tensor | None  # (B, T, E); None for adapters, which have the batch read with them in the layers
     head: Callable[[Tensor], Tensor]
+    guesses: Callable[[Tensor], Tensor]
     embed: Callable[[Tensor], Tensor]
     norm: Callable[[Tensor], Tensor]
     read: Callable[[Tensor], Tensor]
     above: Callable[[int, Tensor, Tensor], Tensor]
     adapted: Callable[[Any, Tensor], Tensor]
     second: Tensor | None = None  # (B, T, V)
+    likeliest: Tensor | None = None  # (B, T), where it is known already
 
 
 @dataclass(frozen=True)

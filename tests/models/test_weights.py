@@ -198,7 +198,7 @@ def test_the_lean_walk_is_the_plain_walk(name, monkeypatch):
 @pytest.mark.parametrize("how", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
 def test_one_call_for_all_or_for_all_layers_says_what_layer_by_layer_says(name, how, monkeypatch):
-    """To the last bit: batches, a tree of which some is accepted, windows that tokens leave."""
+    """To the last bit: batches, of unequal prompts too, a tree of which some is accepted, windows that tokens leave."""
     model, seen = packed(name, how), torch.ones(3, 3, dtype=torch.bool).tril()
     seen[2, 1] = False
     found, calls = [], []
@@ -211,16 +211,18 @@ def test_one_call_for_all_or_for_all_layers_says_what_layer_by_layer_says(name, 
             monkeypatch.setattr(lean.kernels, "walk", _counted(lean.kernels.walk, "walk", calls))
         if way == "layers":
             monkeypatch.setattr("tokenmill.models.engine.Pass._undecided", False)
-        several, one = Session(model), Session(model)
+        several, uneven, one = Session(model), Session(model), Session(model)
         out = [several.read(ids(3, 45), all_logits=True)[:, -1]]
         out += [several.read(torch.tensor([[t], [t + 1], [t + 2]])) for t in range(40)]
-        out += [several.read(ids(3, 5)), one.read(ids(1, 45))]
+        out += [several.read(ids(3, 5)), uneven.read([[5, 6, 7], list(range(10, 50))]), one.read(ids(1, 45))]
+        out += [uneven.read(torch.tensor([[t], [t + 1]])) for t in range(40)]
         out.append(one.verify(torch.tensor([5, 6, 7]), torch.tensor([0, 1, 1]), seen))
         one.accept([0, 2])
         out += [one.read(torch.tensor([[t]])) for t in range(40)]
-        found.append((out, several.kept(), one.kept(), several.stats.token_layers, one.stats.cache_bytes))
-    # 40 tokens and five at once, a tree and 40 tokens; the prompts go layer by layer
-    assert Counter(calls) == {"answer": 82, "walk": 82}
+        kept = [s.kept() for s in (several, uneven, one)]
+        found.append((out, kept, several.stats.token_layers, uneven.stats.cache_bytes, one.stats.cache_bytes))
+    # 40 tokens and five at once, 40 tokens, a tree and 40 tokens; the prompts go layer by layer
+    assert Counter(calls) == {"answer": 122, "walk": 122}
     (a, *kept_a), *others = found
     for b, *kept_b in others:
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

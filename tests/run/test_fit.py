@@ -12,8 +12,10 @@ from tiny import VOCAB, tiny
 from tokenmill.errors import InputError, ModelError, RecipeError, SpecError, StoreError
 from tokenmill.method import Recipe, get, method
 from tokenmill.models.trained import about, digest, place, save, trained
+from tokenmill.ops.text import around_message
 from tokenmill.run.corpus import Corpus, corpus, documents, split
-from tokenmill.run.fit import fit, read, schedule
+from tokenmill.run.fit import fit, schedule, written
+from tokenmill.run.frozen import Reader, read
 
 # ---- a method with a learned part: heads that guess the tokens after the next one -----------------------------------
 
@@ -67,6 +69,7 @@ def text(seed=0):
     return Corpus(ids[:3000], ids[3000:])
 
 
+medusa = get("medusa")
 QUICK = {"text": text(), "rows": 4, "length": 24, "lr": 1e-2}
 
 
@@ -240,6 +243,43 @@ def test_a_batch_says_what_the_model_says(name):
     assert all(p.grad is None for p in tiny(name).parameters())
 
 
+def test_a_row_is_read_once(monkeypatch):
+    rows, counted = [], Reader.row
+    monkeypatch.setattr(Reader, "row", lambda self, n: rows.append((n, n in self._known)) or counted(self, n))
+    fit(guesses, tiny(), steps=40, **QUICK)  # 160 rows of the 125 that there are
+    assert len({n for n, _ in rows}) == 125
+    assert sorted(n for n, known in rows if not known) == list(range(125))
+    assert sum(known for _, known in rows) == 35
+
+
+def test_what_is_remembered_is_what_the_model_says():
+    reader = Reader(guesses, tiny(), text(), 2, 24, 0)
+    first, again = reader.batch(0, 0.0), reader.batch(0, 0.5)
+    told = read(tiny(), guesses, first.ids)
+    assert torch.allclose(first.hidden, told.hidden, atol=2e-3)
+    assert torch.equal(first.likeliest, told.likeliest)
+    assert all(torch.allclose(first.states[layer], told.states[layer], atol=2e-2) for layer in told.states)
+    assert torch.equal(first.hidden, again.hidden)
+    assert again.progress == 0.5
+
+
+def test_every_row_comes_once_a_round():
+    data = text()
+    of = lambda count, seed=0, steps=10: [n for step in range(steps) for n in data.in_turn(5, 30, seed, step, count)]
+    assert sorted(of(100, steps=20)) == list(range(100))
+    assert len({*of(25)}) == 25
+    assert sorted(of(25, steps=5)) == sorted(of(25)[25:]) != of(25)[25:]
+    assert of(25) == of(25)
+    assert {*of(25)} != {*of(25, seed=1)}
+    assert torch.equal(data.row(3, 30), data.train[90:120])
+
+
+def test_what_is_remembered_has_a_limit(monkeypatch):
+    monkeypatch.setattr("tokenmill.run.frozen.ROOM", 10 * 24 * 64 * 2)
+    reader = Reader(guesses, tiny(), text(), 2, 24, 0)
+    assert 2 <= reader.count < 10  # two layers are watched besides
+
+
 def test_held_out_text_is_of_other_files(tmp_path):
     for i in range(20):
         (tmp_path / f"{i}.txt").write_text(f"file {i} " * 40)
@@ -266,19 +306,61 @@ def test_the_default_text_is_real_and_cut_by_file():
     assert data.judged(8, 64).shape == (8, 64)
 
 
-def test_the_models_own_words_are_written_once(monkeypatch):
+def test_the_models_own_words_are_written_once_and_never_read(monkeypatch):
     from tiny_tokenizer import tiny_tokenizer
 
     calls = []
-    module = __import__("tokenmill.run.generate", fromlist=["generate"])
-    real = module.generate
-    monkeypatch.setattr(module, "generate", lambda *a, **k: calls.append(1) or real(*a, **k))
-    one = fit(guesses, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK)
+    monkeypatch.setattr("tokenmill.run.fit.written", lambda *a: calls.append(1) or written(*a))
+    one = fit(medusa, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK)
     first = len(calls)
     assert first > 0
-    other = fit(guesses, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK)
+    monkeypatch.setattr("tokenmill.run.frozen.read", None)
+    other = fit(medusa, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK)
     assert len(calls) == first
     assert one.history == other.history
+    with pytest.raises(TypeError, match="not callable"):  # who wants other states than the last has them read
+        fit(guesses, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_what_is_written_comes_with_the_models_states(name):
+    prompts = [[5, 6, 7], list(range(10, 50))]
+    alone = [written(tiny(name), [prompt], 12, 0.7, [seed], frozenset())[0] for seed, prompt in enumerate(prompts)]
+    for (text, states), (own, _), prompt in zip(
+        written(tiny(name), prompts, 12, 0.7, [0, 1], frozenset()), alone, prompts, strict=True
+    ):
+        assert text == own
+        assert (text[: len(prompt)], len(text), len(states)) == (prompt, len(prompt) + 12, len(text))
+        with torch.no_grad():
+            told = tiny(name).base_model(torch.tensor([text])).last_hidden_state[0]
+        assert torch.allclose(states.float(), told, atol=5e-3)
+    end = alone[1][0][45]
+    cut, states = written(tiny(name), prompts, 12, 0.7, [0, 1], frozenset([end]))[1]
+    assert cut == alone[1][0][: 41 + alone[1][0][40:].index(end)]
+    assert len(states) == len(cut)
+
+
+def test_a_model_that_chats_writes_the_questions_too(monkeypatch):
+    from tiny_tokenizer import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}w5 {{ m['content'] }} w6 {% endfor %}w7"
+    assert around_message(tokenizer) == ("w5 ", " w6 w7")
+    asked, answered = [], []
+
+    def counted(model, prompts, tokens, temperature, seeds, ends):
+        out = written(model, prompts, tokens, temperature, seeds, ends)
+        (asked if temperature == 1.0 else answered).append((prompts, seeds, out))
+        return out
+
+    monkeypatch.setattr("tokenmill.run.fit.written", counted)
+    monkeypatch.setattr("tokenmill.run.fit.corpus", lambda path, encode, length: text())
+    fit(medusa, tiny(), tokenizer, steps=1, own=200, **{k: v for k, v in QUICK.items() if k != "text"})
+    assert all(prompt == [5] for prompts, _, _ in asked for prompt in prompts)
+    assert len({tuple(ids) for ids, _ in asked[0][2]}) > 1
+    assert all(ids[0] == 5 and ids[-2:] == [6, 7] for prompts, _, _ in answered for ids in prompts)
+    seeds = [seed for _, own, _ in asked for seed in own]
+    assert len({*seeds}) == len(seeds), "no question is in what is trained on and in what is held out"
 
 
 def test_the_learning_rate_rises_and_falls():

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 
-import tokenmill.run.fit as fitting
 from tiny import ids, tiny
 from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import get, parse
@@ -21,10 +20,11 @@ from tokenmill.ops.trees import Sapling
 from tokenmill.run.corpus import Corpus
 from tokenmill.run.drafter import Ladder
 from tokenmill.run.fit import fit
+from tokenmill.run.frozen import read
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
 from tokenmill.run.speculate import _behind as behind_last
-from tokenmill.types import Draft, Learned, Said, Verified
+from tokenmill.types import Draft, Guess, Learned, Said, Verified
 
 SPECS = (
     "medusa",
@@ -102,21 +102,23 @@ def test_guesses_are_among_the_first_words(spec, data):
     for network in (model, *(weights.pack(copy.deepcopy(model), kind) for kind in ("int8", "float16"))):
         few = learned(parse(spec), network).head(hidden)
         torch.testing.assert_close(few[:, :40], network.get_output_embeddings()(hidden)[:, :40])
-        assert few.shape == (3, whole.out_features)
-        assert bool((few[:, 40:] == -torch.inf).all())
-    plain = generate(model, None, [prompt], max_new_tokens=24, ignore_eos=True)[0]
-    out = generate(model, None, [prompt], f"chain(source={spec}, nodes=3)", max_new_tokens=24, ignore_eos=True)[0]
-    assert out.ids == plain.ids
-    assert out.stats.drafted > 0
+        assert few.shape == (3, 40)
+    for temperature in (None, 1.0):  # drawn guesses know no chance of the words beyond
+        options = {"max_new_tokens": 24, "ignore_eos": True, "temperature": temperature}
+        plain = generate(model, None, [prompt], **options)[0]
+        out = generate(model, None, [prompt], f"chain(source={spec}, nodes=3)", **options)[0]
+        assert out.ids == plain.ids or temperature
+        assert out.stats.drafted > 0
 
 
-@pytest.mark.parametrize("source", ["medusa", "s2d(exits=(1, 2))", "first_layers(layers=2)"])
-def test_two_sources_of_which_one_has_a_model_or_a_trained_part(source, data):
+@pytest.mark.parametrize("threshold", [1.0, 0.3])
+@pytest.mark.parametrize("source", ["medusa", "clover(heads=4)", "s2d(exits=(1, 2))", "first_layers(layers=2)"])
+def test_two_sources_of_which_one_has_a_model_or_a_trained_part(source, threshold, data):
     model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
     if "first" not in source:
         fit(source, model, text=data, steps=2, rows=2, length=32)
     plain = generate(model, None, [prompt], max_new_tokens=24, ignore_eos=True)[0]
-    both = f"both(source={source}, other=prompt_lookup)"
+    both = f"both(source={source}, other=prompt_lookup, threshold={threshold})"
     for recipe in (f"chain(source={both}, nodes=3)", f"dyspec(source={both})", f"auto(source=both(source={both}))"):
         out = generate(model, None, [prompt], recipe, max_new_tokens=24, ignore_eos=True)[0]
         assert out.ids == plain.ids
@@ -220,25 +222,47 @@ def test_a_judge_is_trained_and_accepts_more_than_the_exact_rule(walk):
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "mistral", "gpt2"])
 def test_the_layers_above_real_states_say_what_the_model_says(name):
     """In training and while drafting: states of the tokens that do come next must end where the model takes them."""
-    model, text, read, ahead, layer = tiny(name), ids(2, 44), 40, 3, 1
+    model, text, known, ahead, layer = tiny(name), ids(2, 44), 40, 3, 1
     with torch.no_grad():
         told = model.base_model(text, output_hidden_states=True, use_cache=False)
         states, final = told.hidden_states[layer + 1], told.last_hidden_state
-        batch = fitting.read(model, get("hidden_transfer")(layers=layer + 1), text)
-        at = torch.tensor([2, 30, read - 1])
+        batch = read(model, get("hidden_transfer")(layers=layer + 1), text)
+        at = torch.tensor([2, 30, known - 1])
         behind = at[:, None] + 1 + torch.arange(ahead)
         found = batch.above(layer, states[:, behind], at)
     torch.testing.assert_close(found, final[:, behind], atol=1e-4, rtol=1e-4)
     for recipe in (None, "streaming_llm(slots=500, renumber=False)", "zip_cache"):
         session = Session(model, recipe)
         with session.engaged():
-            session.read(text[:1, :read])
+            session.read(text[:1, :known])
             kept, views = session.kept(), [x.clone() for s in session.cache.stores for x in s.view()]
-            found = session.above(layer, states[0, read : read + ahead])
+            found = session.above(layer, states[0, known : known + ahead])
             if recipe != "zip_cache":
-                torch.testing.assert_close(found, final[0, read : read + ahead], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(found, final[0, known : known + ahead], atol=1e-4, rtol=1e-4)
             assert session.kept() == kept
             assert all(map(torch.equal, views, [x for s in session.cache.stores for x in s.view()]))
+
+
+def test_a_dear_source_is_asked_where_the_other_is_not_sure_and_above():
+    asked, tree = [], Sapling()
+    for token, parent in ((5, -1), (6, 0), (7, 1), (8, -1)):
+        tree.add(token, parent)
+    sure = {-1: {5: 0.9}, 0: {6: 0.2}, 1: {7: 0.95}, 2: {}, 3: {9: 0.5}}
+    rows = lambda at: Guess([sure[n] for n in at])
+
+    def dear(seen, state, *given):
+        return lambda tree, at: asked.append(list(at)) or Guess([{6: 0.4, 30 + n: 0.3} for n in at]), None
+
+    look = get("both").fn(
+        None, None, source=dear, other=lambda seen, state: (lambda tree, at: rows(at), None), threshold=0.5
+    )[0]
+    assert look(tree, [-1]).rows == [{5: 0.9}]
+    assert asked == []
+    assert look(tree, [0, 1]).rows == [{6: 0.4, 30: 0.3}, {7: 0.95}]
+    assert look(tree, [2, 3]).rows == [{6: 0.4, 32: 0.3}, {9: 0.5, 6: 0.4, 33: 0.3}]
+    assert asked == [[-1, 0], [1, 2, 3]]  # parents first, each once
+    look = get("both").fn(None, None, source=dear, other=lambda seen, state: (lambda tree, at: rows(at), None))[0]
+    assert look(tree, [-1, 2]).rows == [{5: 0.9, 6: 0.4, 29: 0.3}, {6: 0.4, 32: 0.3}]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +294,7 @@ def test_chimera_drafts_with_what_it_was_trained_on(data):
     net = Fusing(48, 4)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    batch = fitting.read(model, method, text)
+    batch = read(model, method, text)
     wanted = chimera_states(net, batch, torch.tensor([place]))
     learned = Learned(net, batch.head, batch.embed)
     line = text[0, place + 2 : place + 5].tolist()
@@ -363,7 +387,7 @@ def test_placeholders_predict_in_a_draft_what_they_predict_in_training(name):
     with torch.no_grad():
         real = model.get_input_embeddings()(text)
         logits = model(text).logits
-        batch = fitting.read(model, get("placeholders"), text)
+        batch = read(model, get("placeholders"), text)
         at = torch.tensor([3, 22])
         behind = at[:, None] + 1 + torch.arange(2)
         torch.testing.assert_close(

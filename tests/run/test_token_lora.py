@@ -20,7 +20,8 @@ from tokenmill.models.architectures import decoder_of
 from tokenmill.models.processors import processors
 from tokenmill.models.trained import about, trained
 from tokenmill.run.corpus import Corpus, Tasks, tasks
-from tokenmill.run.fit import fit, judge, read
+from tokenmill.run.fit import fit, judge
+from tokenmill.run.frozen import read
 from tokenmill.run.generate import generate
 from tokenmill.types import Coming, Learned
 

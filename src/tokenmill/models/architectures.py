@@ -80,13 +80,17 @@ def decoder_of(model: Any) -> Decoder:
     )
 
 
-def head_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """The model's own head, final states (..., E) -> logits (..., V); gradients flow to the states alone."""
+def head_of(model: Any, words: int | None = None) -> Callable[[Tensor], Tensor]:
+    """The model's own head, final states (..., E) -> logits (..., V), or of the first `words` of the vocabulary.
+
+    Gradients flow to the states alone.
+    """
     output, cap = model.get_output_embeddings(), getattr(model.config.get_text_config(decoder=True), CAP, None)
-    weight, bias = output.weight.detach(), getattr(output, "bias", None)  # packed weights are unpacked here, once
+    weight, bias = output.weight.detach()[:words], getattr(output, "bias", None)  # packed: unpacked here, once
+    bias = None if bias is None else bias.detach()[:words]
 
     def head(states: Tensor) -> Tensor:
-        logits = nn.functional.linear(states.to(weight.dtype), weight, None if bias is None else bias.detach())
+        logits = nn.functional.linear(states.to(weight.dtype), weight, bias)
         return logits if not cap else cap * torch.tanh(logits / cap)
 
     return head

@@ -105,14 +105,14 @@ class Pass:
 
     @property
     def _undecided(self) -> bool:
-        """No recipe and no watcher has a say between two layers, and every layer holds its tokens side by side."""
+        """No recipe and no watcher has a say between two layers, and lanes are equally long, if not equally full."""
         return (
             self.plan.idle
             and self.plan.select is None
             and not (self.watched or self.cache.shift)
             and self.observe is None
             and self.valid is None
-            and all(store.lanes.alike and not store.parts for store in self.cache.stores)
+            and all(store.lanes.rows and not (store.lanes.ragged or store.parts) for store in self.cache.stores)
         )
 
     def _straight(self, lean: Lean, hidden: Tensor) -> Tensor:

@@ -655,6 +655,11 @@ def _row(address: int, size: int) -> Any:
 
 
 @njit(error_model="numpy")
+def _wholes(address: int, size: int) -> Any:
+    return numba.carray(_pointer(address), (size if address else 0,), np.int64)
+
+
+@njit(error_model="numpy")
 def _bytes(address: int, outputs: int, blocks: int, bits: int) -> Any:
     wide = blocks * (160 if bits == 4 else 272)
     return numba.carray(_pointer(address), ((outputs + EIGHT - 1) // EIGHT, wide), np.uint8)
@@ -668,9 +673,9 @@ def walk(
     """Hidden states x (M, E) of few new tokens through all layers, in place.
 
     `weights` (L, 9) are addresses: norm, queries-keys-values, their bias, norms of queries and keys, output, norm,
-    gates beside ups, downs; 0 where a layer has none. `caches` (L, 6): the addresses of keys, values and positions, how
-    many slots a lane has and holds, and the window or 0. New keys and values are written behind what is held, the
-    positions `at` (B, Q) with them.
+    gates beside ups, downs; 0 where a layer has none. `caches` (L, 7): the addresses of keys, values and positions, how
+    many slots a lane has and holds, the window or 0, and the address of how many each lane (B, K) holds, 0 if all hold
+    as many. New keys and values are written behind what is held, the positions `at` (B, Q) with them.
     """
     size, width = cos.shape[1], x.shape[1]
     (rows, new), many = at.shape, heads + 2 * shared
@@ -686,14 +691,15 @@ def walk(
             cos, sin, heads, shared, _row(w[3], size), _row(w[4], size), both,
         )  # fmt: skip
         room, held, window = caches[layer, 3], caches[layer, 4], caches[layer, 5]
-        slots = rows * shared * room
+        slots, lengths = rows * shared * room, _wholes(caches[layer, 6], rows * shared)
         keys, values = _floats(caches[layer, 0], slots, size), _floats(caches[layer, 1], slots, size)
         positions = numba.carray(_pointer(caches[layer, 2]), (slots,), np.int32)
         for b in range(rows):
             for k in range(shared):
-                starts[b, k], counts[b, k] = (b * shared + k) * room, held + new
+                before = lengths[b * shared + k] if len(lengths) else held
+                starts[b, k], counts[b, k] = (b * shared + k) * room, before + new
                 for q in range(new):
-                    slot, row = starts[b, k] + held + q, both[b * new + q]
+                    slot, row = starts[b, k] + before + q, both[b * new + q]
                     keys[slot] = row[(heads + k) * size : (heads + k + 1) * size]
                     values[slot] = row[(heads + shared + k) * size : (heads + shared + k + 1) * size]
                     positions[slot] = at[b, q]

@@ -59,6 +59,7 @@ class Lanes:
 
     @property
     def ragged(self) -> bool:
+        """Lanes have rooms of their own."""
         return self.rooms is not None
 
     def count(self) -> Tensor:
@@ -130,7 +131,7 @@ class Lanes:
         self._set_counts(after)
 
     def reserve(self, new: int) -> None:
-        """Room for `new` more tokens in every lane, while lanes are alike."""
+        """Room for `new` more tokens in every lane, while rooms are equal."""
         if self.n + new > self.room:
             self._grow(self.n + new)
 

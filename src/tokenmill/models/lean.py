@@ -79,13 +79,15 @@ def _room(lanes: list[Lanes], windows: Sequence[int | None], new: int) -> Array:
     for held in lanes:
         held.reserve(new)
     columns = [(*map(address, (h.keys, h.values, h.positions)), h.room, h.n) for h in lanes]
-    return np.array([(*column, window or 0) for column, window in zip(columns, windows, strict=True)])
+    lengths = [0 if h.counts is None else address(h.counts) for h in lanes]
+    return np.array([(*c, window or 0, own) for c, window, own in zip(columns, windows, lengths, strict=True)])
 
 
 def _added(lanes: list[Lanes], new: int) -> None:
     """The lanes hold what `walk` left in them."""
     for held in lanes:
         held.n += new
+        held.counts = None if held.counts is None else held.counts + new
 
 
 def _places(at: Tensor, tree: Tensor | None) -> tuple[Array, Array, int]:

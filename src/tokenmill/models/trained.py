@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from tokenmill.errors import ModelError, SpecError, StoreError, UntrainedError
 from tokenmill.method import Method
@@ -90,7 +89,11 @@ def place(method: Method, model: Any = None, folder: Path | None = None) -> Path
 
 def save(path: Path, parts: nn.Module, method: Method, model: Any, told: dict[str, Any]) -> None:
     """Whole or not at all. `told` goes into the metadata."""
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in parts.state_dict().items()}
+    kind = stored_as(method)
+    tensors = {
+        name: t.detach().to("cpu", kind if t.is_floating_point() else None).contiguous().clone()
+        for name, t in parts.state_dict().items()
+    }
     about = {
         "method": method.name,
         "knobs": {k: repr(v) for k, v in shaping(method).items()},
@@ -107,6 +110,11 @@ def save(path: Path, parts: nn.Module, method: Method, model: Any, told: dict[st
         raise StoreError(f"cannot write {path}: {error}; choose another --out") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def stored_as(method: Method) -> torch.dtype:
+    """16 bits for what stands beside a model, so that several can be shipped; a model of its own in 32."""
+    return torch.float16 if method.card.trains == "part" else torch.float32
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -155,20 +163,26 @@ def trained(method: Method, model: Any = None, *, name: str = "MODEL") -> nn.Mod
 
 
 def learned(method: Method, model: Any) -> Learned:
-    """The trained part of a method that runs, and what of the model it reads and writes by."""
-    head, embed = _among(model.get_output_embeddings(), method.knobs.get("words")), model.get_input_embeddings()
-    return Learned(trained(method, model), head, embed, decoder_of(model).final_norm)
+    """The trained part of a method that runs, and what of the model it reads and writes by.
+
+    Beside a packed model a part that only guesses is packed as well: a pass waits for what it reads.
+    """
+    parts = trained(method, model)
+    if method.card.role == "source" and not isinstance(model.get_output_embeddings(), nn.Linear):
+        from tokenmill.models.weights import pack_linear  # which needs a model's digest from here
+
+        parts = pack_linear(parts)
+    head = first_words(model.get_output_embeddings(), method.knobs.get("words"))
+    return Learned(parts, head, model.get_input_embeddings(), decoder_of(model).final_norm)
 
 
-def _among(head: Any, words: int | None) -> Callable[[Tensor], Tensor]:
-    """The head with the first `words` of the vocabulary computed, and the others at -inf."""
+def first_words(head: Any, words: int | None) -> Callable[[Tensor], Tensor]:
+    """The head of the first `words` of the vocabulary alone: (..., E) -> (..., words)."""
     if words is None or words >= head.out_features:
         return head
     if isinstance(head, nn.Linear):
-        few = partial(linear, weight=head.weight[:words], bias=None if head.bias is None else head.bias[:words])
-    else:
-        few = head.first(words)
-    return lambda states: pad(few(states), (0, head.out_features - words), value=-math.inf)
+        return partial(linear, weight=head.weight[:words], bias=None if head.bias is None else head.bias[:words])
+    return head.first(words)
 
 
 def shipped() -> dict[str, Path]:

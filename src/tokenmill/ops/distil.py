@@ -24,13 +24,18 @@ def places(batch: Batch, ahead: int) -> Tensor:
 
 
 def agreement(batch: Batch, states: Tensor, at: Tensor) -> Tensor:
-    """Cross-entropy of states (B, A, E), read by the model's head, against what the model says after places `at`."""
-    return cross_entropy(batch.head(states).float().flatten(0, 1), batch.likeliest[:, at].flatten())
+    """Cross-entropy of what states (B, A, E) guess against what the model says after places `at`.
+
+    Places where it says a word that cannot be guessed do not count.
+    """
+    logits, said = batch.guesses(states).float(), batch.likeliest[:, at]
+    known = said < logits.shape[-1]
+    return cross_entropy(logits[known], said[known], reduction="sum") / known.sum().clamp(min=1)
 
 
 def hits(batch: Batch, states: Tensor, at: Tensor) -> float:
-    """Share of the places where the states' likeliest token is the model's."""
-    return float((batch.head(states).argmax(-1) == batch.likeliest[:, at]).float().mean())
+    """Share of the places where the states' likeliest guess is the model's."""
+    return float((batch.guesses(states).argmax(-1) == batch.likeliest[:, at]).float().mean())
 
 
 def foretelling(batch: Batch, ahead: Ahead) -> Tensor:

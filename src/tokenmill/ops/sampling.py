@@ -8,6 +8,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tokenmill.ops.logits import top_chances
 from tokenmill.ops.trees import level
@@ -75,7 +76,7 @@ def residual_step(draft: Draft, at: int, children: Sequence[int], said: Said) ->
     drawn, q is 1 for that token. Chen et al. 2023 for a chain, Jeon et al. 2024 for children drawn without replacement.
     """
     p, q = said.probabilities(at + 1).double(), draft.drawn.get(at)
-    q = None if q is None else q.double().clone()
+    q = None if q is None else pad(q.double(), (0, len(p) - len(q)))  # a source may know the first words alone
     for child in children:
         token = int(draft.tokens[child])
         chance = p[token] if q is None else p[token] / q[token]

@@ -34,5 +34,12 @@ def as_message(tokenizer: Any, text: str) -> str:
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
+def around_message(tokenizer: Any) -> tuple[str, str]:
+    """What a chat format writes before a user's first message, and behind it."""
+    mark = "\N{SYMBOL FOR UNIT SEPARATOR}"
+    before, _, after = as_message(tokenizer, mark).partition(mark)
+    return before, after
+
+
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

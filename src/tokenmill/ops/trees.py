@@ -18,6 +18,7 @@ from tokenmill.types import Draft, Growth, Tree
 
 __all__ = [
     "Sapling",
+    "above",
     "accept_greedy",
     "ancestors",
     "best_first",
@@ -70,6 +71,17 @@ class Sapling:
             torch.tensor(self.chances[:count], device=like.device),
             dict(self.drawn),
         )
+
+
+def above(tree: Tree, nodes: Sequence[int]) -> list[int]:
+    """These nodes and all above them up to the root, -1, each once, parents first."""
+    found: set[int] = set()
+    for node in nodes:
+        while node >= 0 and node not in found:
+            found.add(node)
+            node = tree.parents[node]
+        found.add(-1)
+    return sorted(found)
 
 
 def from_root(parents: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokenmill.errors import ModelError, RecipeError, SpecError
+from tokenmill.errors import InputError, ModelError, RecipeError, SpecError
 from tokenmill.method import Method, Recipe, get
 from tokenmill.ops.logits import largest
 
@@ -21,7 +21,7 @@ class Chooser:
     """
 
     def __init__(
-        self, temperature: float | None = None, top_p: float = 1.0, seed: int = 0, rows: int = 1,
+        self, temperature: float | None = None, top_p: float = 1.0, seed: int | Sequence[int] = 0, rows: int = 1,
         warpers: Sequence[Method] = (),
     ):  # fmt: skip
         if temperature is not None and not temperature >= 0:
@@ -39,10 +39,15 @@ class Chooser:
         self.greedy = bool(cold) or not (chain or temperature is not None)
         # The order of logits is the same at every temperature, and the likeliest token is what counts.
         self.warpers = [m for m in chain if m not in cold and not (m.name == "temperature" and m.temperature == 1)]
-        self.generators = [torch.Generator().manual_seed(seed) for _ in range(rows)]
+        seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+        if len(seeds) != rows:
+            raise InputError(f"there are {len(seeds)} seeds for {rows} prompts; give one, or one for each")
+        self.generators = [torch.Generator().manual_seed(own) for own in seeds]
 
     @classmethod
-    def of(cls, recipe: Recipe, temperature: float | None, top_p: float, seed: int, rows: int) -> Chooser:
+    def of(
+        cls, recipe: Recipe, temperature: float | None, top_p: float, seed: int | Sequence[int], rows: int
+    ) -> Chooser:
         """What a recipe and the arguments of generate say together."""
         final = recipe.get("final")
         if final is not None and temperature:

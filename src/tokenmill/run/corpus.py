@@ -36,6 +36,19 @@ class Corpus:
         at = torch.randint(len(self.train) - length + 1, (rows, 1), generator=draw)
         return self.train[at + torch.arange(length)]
 
+    def row(self, number: int, length: int) -> Tensor:
+        """(length,): a row of the text cut from its start."""
+        return self.train[number * length : (number + 1) * length]
+
+    def in_turn(self, rows: int, length: int, seed: int, step: int, count: int) -> list[int]:
+        """Which rows of the text cut from its start a batch has: of `count` that the seed picks, each once a round."""
+        chosen = torch.randperm(len(self.train) // length, generator=torch.Generator().manual_seed(seed))[:count]
+        out = []
+        for turn in range(step * rows, (step + 1) * rows):
+            around = torch.Generator().manual_seed(seed * 1_000_003 + turn // len(chosen) + 1)
+            out.append(int(chosen[torch.randperm(len(chosen), generator=around)[turn % len(chosen)]]))
+        return out
+
     def judged(self, rows: int, length: int) -> Tensor:
         """(rows, length) of held-out text, evenly spread; fewer rows if it is short. The same for every seed."""
         rows = max(1, min(rows, len(self.held_out) // length))

@@ -89,8 +89,7 @@ class Ladder:
 
     def __call__(self, tree: Tree, at: Sequence[int], rung: int) -> Tensor:
         """The states (M, E) of these nodes at an exit."""
-        with torch.no_grad():
-            self._climb(tree, at, rung)
+        self._climb(tree, at, rung)
         return torch.stack([self.states[rung][node] for node in at])
 
     def _climb(self, tree: Tree, at: Sequence[int], rung: int) -> None:

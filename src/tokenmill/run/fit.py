@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,16 @@ from torch import Tensor, nn
 
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
 from tokenmill.method import Method, parse
-from tokenmill.models.above import above, whole_cache
-from tokenmill.models.adapters import adapted
-from tokenmill.models.architectures import decoder_of, head_of
 from tokenmill.models.default import cache_folder
-from tokenmill.models.trained import about, build, digest, place, save, shaping, source, watched
+from tokenmill.models.trained import about, build, digest, place, save, shaping, source, stored_as
 from tokenmill.models.weights import AUTO, pack
-from tokenmill.ops.text import as_message
+from tokenmill.ops.text import around_message, as_message
+from tokenmill.run.choose import Chooser
 from tokenmill.run.corpus import Corpus, Tasks, corpus, tasks
 from tokenmill.run.drafter import second_model
-from tokenmill.types import Batch, Frozen
+from tokenmill.run.frozen import Reader, read
+from tokenmill.run.generate import ends_of
+from tokenmill.run.session import Session
 
 DEFAULTS: dict[str, Any] = {"steps": 400, "lr": 1e-3, "rows": 8, "length": 128}
 WARM_UP = 0.05  # share of the steps
@@ -43,7 +42,7 @@ FLOOR = 0.1  # of the learning rate, where the cosine ends
 CLIP = 1.0
 SAVE_SECONDS = 30.0
 HELD_OUT_ROWS = 32
-OWN_PROMPT, OWN_LENGTH, OWN_ROWS, OWN_TEMPERATURE = 32, 128, 16, 0.7
+OWN_PROMPT, OWN_ASKED, OWN_LENGTH, OWN_ROWS, OWN_TEMPERATURE = 32, 48, 128, 16, 0.7
 
 
 @dataclass(frozen=True)
@@ -109,24 +108,27 @@ def fit(
     path = place(chosen, model, None if out is None else Path(out))
     work = path.with_suffix(".checkpoint")
     saved = _checkpoint(work, resume)
+    told = None  # the model's states over a text that it wrote
     if own:
         if isinstance(data, Tasks):
             raise InputError(f"{chosen.name} learns from texts of several tasks, a model writes one; leave out --own")
-        data = _own(model, tokenizer, data, own, seed, console)
+        data, told = _own(model, tokenizer, data, own, seed, text is None, console)
     second = second_model(chosen, model, tokenizer, assistant) if chosen.knobs.get("model") else None
 
     with _seeded(seed), _at_rest(model), _at_rest(second):
         parts = build(chosen, model).to(device).train()
         done = about(path)["plan"] if saved is None and resume and path.is_file() else None
         before = saved["plan"] if saved is not None else done
-        if minutes is not None and before is None:
-            steps = _affordable(chosen, model, parts, data, rows, length, minutes, second)
+        reader = Reader(chosen, model, data, rows, length, seed, second, device, told)
+        if before is not None:
+            steps, reader.count = steps or before["steps"], before.get("read", reader.count)
+        elif minutes is not None:
+            steps = _affordable(reader, parts, minutes)
         plan = {
             "spec": repr(chosen), "knobs": {k: repr(v) for k, v in shaping(chosen).items()}, "base": digest(model),
             "text": data.digest, "seed": seed, "lr": lr, "rows": rows, "length": length, "own": own,
+            "read": reader.count,
         }  # fmt: skip
-        if before is not None and steps is None:
-            steps = before["steps"]
         steps = steps or usual["steps"]
         plan["steps"] = steps
         if done == plan:
@@ -154,8 +156,7 @@ def fit(
             for step in range(len(history), steps):
                 torch.manual_seed(seed * 1_000_003 + step)
                 rate = lr * schedule(step, steps)
-                ids = data.batch(rows, length, seed, step).to(device)
-                batch = read(model, chosen, ids, step / steps, second, data.labels(rows))
+                batch = reader.batch(step, step / steps)
                 value = update(optimizer, file.objective(parts, batch), rate)
                 if not math.isfinite(value):
                     raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g})")
@@ -168,10 +169,12 @@ def fit(
                     keep()
                     last = now
         seconds += time.perf_counter() - began
+        for p in parts.parameters():  # the figure is of what is stored
+            p.data = p.data.to(stored_as(chosen)).to(p.dtype)
         held_out = judge(chosen, parts, model, data, length, second)
-    told = {"model": name, "plan": plan, "seed": seed, "steps": steps, "held_out": held_out}
-    told |= {"tasks": list(data.names)} if isinstance(data, Tasks) else {}
-    save(path, parts, chosen, model, told)
+    about_it = {"model": name, "plan": plan, "seed": seed, "steps": steps, "held_out": held_out}
+    about_it |= {"tasks": list(data.names)} if isinstance(data, Tasks) else {}
+    save(path, parts, chosen, model, about_it)
     _log(path.with_suffix(".json"), {
         "method": repr(chosen), "model": name, "plan": plan, "held_out": held_out, "seconds": round(seconds, 1),
         "tokens": steps * rows * length, "environment": _environment(parts), "history": history,
@@ -203,38 +206,6 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> float
     return float(loss.detach())
 
 
-def read(
-    model: Any, method: Method, ids: Tensor, progress: float = 1.0, second: Any = None, tasks: Tensor | None = None
-) -> Batch:
-    """What the frozen model says about a batch, and a second one; without a model, the ids alone."""
-    if model is None:
-        return Batch(ids, progress)
-    wanted = watched(method, model)
-    held = whole_cache() if "above" in method.card.needs else None
-    with torch.no_grad():
-        told: Any = None
-        if "tasks" not in method.card.needs:  # adapters have the model read it with them in its layers
-            told = model.base_model(
-                input_ids=ids, past_key_values=held, use_cache=held is not None, output_hidden_states=bool(wanted)
-            )
-        other = None if second is None else second(input_ids=ids.to(second.device)).logits.to(ids.device)
-
-    def embed(ids: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model.get_input_embeddings()(ids)
-
-    def again(ids: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-
-    states = {layer: told.hidden_states[layer + 1] for layer in wanted}
-    frozen = Frozen(
-        None if told is None else told.last_hidden_state, head_of(model), embed, decoder_of(model).final_norm, again,
-        partial(above, model, held), partial(adapted, model, ids), other,
-    )  # fmt: skip
-    return Batch(ids, progress, states, frozen, None if tasks is None else tasks.to(ids.device))
-
-
 @torch.no_grad()
 def judge(
     method: Method, parts: nn.Module, model: Any, data: Corpus | Tasks, length: int, second: Any = None
@@ -256,21 +227,26 @@ def judge(
     return {what: sum(values) / len(values) for what, values in columns.items()}
 
 
-def _affordable(
-    method: Method, model: Any, parts: nn.Module, data: Corpus | Tasks, rows: int, length: int, minutes: float,
-    second: Any = None,
-) -> int:  # fmt: skip
-    """Steps that fit into the minutes, by the speed of a few on a copy; the first, which warms up, is not counted."""
-    tried = copy.deepcopy(parts)
-    device = next(parts.parameters()).device
-    took = []
+def _affordable(reader: Reader, parts: nn.Module, minutes: float) -> int:
+    """Steps that fit into the minutes, by the speed of a few on a copy; the first, which warms up, is not counted.
+
+    Of a reader that remembers, also how many rows it reads: what takes half of the time at most.
+    """
+    tried, took, learning = copy.deepcopy(parts), [], []
     for step in range(4):
         began = time.perf_counter()
-        ids = data.batch(rows, length, 0, step).to(device)
-        batch = read(model, method, ids, 0.0, second, data.labels(rows))
-        source(method).objective(tried, batch).backward()
+        batch = reader.batch(step, 0.0)
+        met = time.perf_counter()
+        source(reader.method).objective(tried, batch).backward()
         took.append(time.perf_counter() - began)
-    return max(1, int(minutes * 60 / (1.1 * sorted(took[1:])[1])))  # a tenth for the optimizer and checkpoints
+        learning.append(time.perf_counter() - met)
+    whole, learn = sorted(took[1:])[1], sorted(learning[1:])[1]
+    seconds = minutes * 60 / 1.1  # a tenth for the optimizer and checkpoints
+    if not reader.remembers:
+        return max(1, int(seconds / whole))
+    a_row = (whole - learn) / reader.rows
+    reader.count = max(reader.rows, min(reader.count, int(seconds / 2 / a_row)))
+    return max(1, int(max(seconds / whole, (seconds - reader.count * a_row) / learn)))
 
 
 def _data(
@@ -296,52 +272,79 @@ def _data(
     return made
 
 
-def _own(model: Any, tokenizer: Any, data: Corpus, tokens: int, seed: int, console: Console | None = None) -> Corpus:
-    """Text that the model writes after openings from the corpus; cached, for it takes long.
+def _own(
+    model: Any, tokenizer: Any, data: Corpus, tokens: int, seed: int, asks: bool, console: Console | None = None
+) -> tuple[Corpus, Tensor]:
+    """Text that the model writes, and its last states (N, E) over what is to train on; cached, for it takes long.
 
-    A model with a chat format is given each opening as a user's message and answers it, for that is how it is used.
-    On a CPU a copy with packed weights writes, which is several times faster.
+    A model with a chat format answers messages, for that is how it is used: where it `asks`, messages that it writes
+    itself when it is given the format up to where a user's begins (Xu et al., "Magpie", 2024), else openings from the
+    corpus. Another goes on from openings. On a CPU a copy with packed weights writes, which is several times faster.
     """
-    key = f"{digest(model)}-{data.digest}-{tokens}-{seed}"
+    chats = bool(getattr(tokenizer, "chat_template", None))
+    asks = asks and chats
+    key = f"{digest(model)}-{'asks' if asks else data.digest}-{tokens}-{seed}"
     file = cache_folder() / "own" / f"{key}.pt"
     with suppress(OSError, RuntimeError, EOFError, KeyError):
         kept = torch.load(file, weights_only=True)
-        return Corpus(kept["train"], kept["held_out"])
-    from tokenmill.run.generate import generate
+        return Corpus(kept["train"], kept["held_out"]), kept["states"]
 
     on_cpu = next(model.parameters()).device.type == "cpu"
     writer = pack(copy.deepcopy(model), AUTO) if on_cpu else model
-    chats = bool(getattr(tokenizer, "chat_template", None))
+    ends = ends_of(model, tokenizer) if chats else frozenset()
 
-    def opening(ids: list[int]) -> list[int]:
-        if not chats:
-            return ids
-        text = as_message(tokenizer, tokenizer.decode(ids).strip())
+    def encoded(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def written(ids: Tensor, tokens: int) -> Tensor:
-        rows = max(1, math.ceil(tokens / OWN_LENGTH))
-        draw = torch.Generator().manual_seed(seed)
-        at = torch.randint(max(1, len(ids) - OWN_PROMPT), (rows, 1), generator=draw)
-        prompts = [opening(row) for row in ids[(at + torch.arange(OWN_PROMPT)).clamp(max=len(ids) - 1)].tolist()]
-        texts: list[int] = []
-        groups = range(0, rows, OWN_ROWS)
-        for first in track(
-            groups, f"{tokens:,} tokens of its own", console=console, transient=True, disable=console is None
-        ):
-            some = prompts[first : first + OWN_ROWS]
-            made = generate(
-                writer, tokenizer, some, max_new_tokens=OWN_LENGTH, temperature=OWN_TEMPERATURE,
-                seed=seed + first, ignore_eos=not chats,
-            )  # fmt: skip
-            for prompt, one in zip(some, made, strict=True):
-                texts += prompt + one.ids
-        return torch.tensor(texts)
+    def openings(ids: Tensor, first: int, count: int) -> list[list[int]]:
+        """Of texts `first`, `first` + 1, .."""
+        if asks:
+            before, after = around_message(tokenizer)
+            seeds = [seed * 1_000_003 + first + i for i in range(count)]
+            begun = [encoded(before)] * count
+            asked = [own[len(begun[0]) :] for own, _ in written(writer, begun, OWN_ASKED, 1.0, seeds, ends)]
+            texts = [tokenizer.decode(own, skip_special_tokens=True) for own in asked]
+            return [encoded(before + text.strip() + after) for text in texts]
+        draw = torch.Generator().manual_seed(seed * 1_000_003 + first)
+        at = torch.randint(max(1, len(ids) - OWN_PROMPT), (count, 1), generator=draw)
+        rows = ids[(at + torch.arange(OWN_PROMPT)).clamp(max=len(ids) - 1)].tolist()
+        return [encoded(as_message(tokenizer, tokenizer.decode(row).strip())) for row in rows] if chats else rows
 
-    made = Corpus(written(data.train, tokens), written(data.held_out, max(OWN_LENGTH, tokens // 10)))
+    def texts(ids: Tensor, first: int, tokens: int, told: str) -> tuple[Tensor, Tensor]:
+        groups = range(first, first + max(1, math.ceil(tokens / OWN_LENGTH)), OWN_ROWS)
+        made: list[tuple[list[int], Tensor]] = []
+        for group in track(groups, told, console=console, transient=True, disable=console is None):
+            seeds = [seed * 1_000_003 + group + i for i in range(OWN_ROWS)]
+            made += written(writer, openings(ids, group, OWN_ROWS), OWN_LENGTH, OWN_TEMPERATURE, seeds, ends)
+        return torch.tensor([i for own, _ in made for i in own]), torch.cat([states for _, states in made])
+
+    train, states = texts(data.train, 0, tokens, f"{tokens:,} tokens of its own")
+    held_out, _ = texts(data.held_out, 1 << 30, max(OWN_LENGTH, tokens // 10), "and some to judge by")
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, {"train": made.train, "held_out": made.held_out})
-    return made
+    _write(file, {"train": train, "held_out": held_out, "states": states})
+    return Corpus(train, held_out), states
+
+
+@torch.no_grad()
+def written(
+    model: Any, prompts: list[list[int]], tokens: int, temperature: float, seeds: list[int], ends: frozenset[int]
+) -> list[tuple[list[int], Tensor]]:
+    """What the model writes after each prompt, with it, and its last states (T, E) over that, in 16 bits."""
+    session, chooser = Session(model), Chooser(temperature, seed=seeds, rows=len(prompts))
+    states, new = [], []
+    with session.engaged():
+        logits = session.read(prompts)
+        for _ in range(tokens):
+            states.append(session.hidden().half().cpu())
+            new.append(chooser(logits))
+            logits = session.read(new[-1][:, None])
+        states.append(session.hidden().half().cpu())
+    held, longest = torch.cat(states, 1), max(map(len, prompts))  # prompts are padded on the left
+    out = []
+    for row, (prompt, own) in enumerate(zip(prompts, torch.stack(new, 1).tolist(), strict=True)):
+        length = next((i + 1 for i, token in enumerate(own) if token in ends), tokens)
+        out.append((prompt + own[:length], held[row, longest - len(prompt) : longest + length]))
+    return out
 
 
 def _checkpoint(work: Path, resume: bool) -> dict[str, Any] | None:

@@ -48,7 +48,7 @@ def generate(
     max_new_tokens: int = 64,
     temperature: float | None = None,
     top_p: float = 1.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
     chunk: int | None = None,
@@ -63,7 +63,9 @@ def generate(
     `on_text(row, text)` is called as text grows; text ends before the first of `stop`. `assistant` is a loaded model of
     the same vocabulary: what draft_model drafts with, or the large one that r2r names. `memory`, a dict to begin with
     empty, carries what a draft method learned from these prompts to the next call; it changes how fast text comes,
-    never which. `reward(row, ids)` is what new tokens are worth, the higher the better, for latent_seek.
+    never which. `reward(row, ids)` is what new tokens are worth, the higher the better, for latent_seek. With one
+    `seed` a prompt draws the same whatever is beside it, so equal prompts give equal texts; give each its own for other
+    ones.
 
     Raises InputError for prompts that are empty or do not fit the model's context, RecipeError for a recipe that
     cannot run, ModelError for logits that are not finite.
@@ -75,7 +77,7 @@ def generate(
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     _refuse_too_long(model, wanted, rows, max_new_tokens)
-    ends = frozenset() if ignore_eos else _ends(model, tokenizer)
+    ends = frozenset() if ignore_eos else ends_of(model, tokenizer)
     chooser = Chooser.of(wanted, temperature, top_p, seed, len(rows))
     draft, rule, search, heal = map(wanted.get, ("draft", "rule", "search", "heal"))
     if reward is not None and (search is None or "reward" not in search.card.needs):
@@ -265,7 +267,7 @@ def _refuse_too_long(model: Any, recipe: Recipe, rows: list[list[int]], new: int
             raise InputError(f"token id {wrong} is outside the model's vocabulary of {vocabulary}")
 
 
-def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
+def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
     found = getattr(model.generation_config, "eos_token_id", None)
     ends = set(found if isinstance(found, list | tuple) else [found])
     ends.add(getattr(tokenizer, "eos_token_id", None))

@@ -156,6 +156,7 @@ class Proposer:
         self.tree_state: Any = None
         self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)
 
+    @torch.no_grad()
     def __call__(self, seen: Verified, room: float) -> Draft:
         for drafter in self.drafters:
             drafter.follow(seen.context.tolist())

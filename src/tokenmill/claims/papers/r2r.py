@@ -19,7 +19,7 @@ from tokenmill.models.architectures import decoder_of
 from tokenmill.models.trained import trained
 from tokenmill.ops.noise import at
 from tokenmill.run.corpus import Corpus, corpus
-from tokenmill.run.fit import read
+from tokenmill.run.frozen import read
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
 

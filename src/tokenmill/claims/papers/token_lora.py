@@ -16,7 +16,7 @@ from tokenmill.method import Method, get
 from tokenmill.methods.choose.token_lora import nats
 from tokenmill.models.trained import trained
 from tokenmill.run.corpus import Corpus, Tasks, tasks
-from tokenmill.run.fit import read
+from tokenmill.run.frozen import read
 from tokenmill.types import Coming, Learned
 
 CLAIM = (
