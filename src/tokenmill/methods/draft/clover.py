@@ -106,8 +106,8 @@ def clover(
     after = {-1: net.go_on(net.begin(seen.newest), learned.embed(seen.context[-1:])[0])}  # node -> (E,)
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
-        new = [node for node in at if node not in after]
-        if new:
+        while left := [node for node in at if node not in after]:
+            new = [node for node in left if tree.parents[node] in after]
             above = torch.stack([after[tree.parents[node]] for node in new])
             tokens = torch.tensor([tree.tokens[node] for node in new], device=above.device)
             after.update(zip(new, net.go_on(above, learned.embed(tokens)), strict=True))
