@@ -14,8 +14,9 @@ from tokenmill.method import Recipe, get, method
 from tokenmill.models.trained import about, digest, place, save, trained
 from tokenmill.ops.text import around_message
 from tokenmill.run.corpus import Corpus, corpus, documents, split
-from tokenmill.run.fit import fit, schedule, written
+from tokenmill.run.fit import fit, schedule
 from tokenmill.run.frozen import Reader, read
+from tokenmill.run.own import written
 
 # ---- a method with a learned part: heads that guess the tokens after the next one -----------------------------------
 
@@ -310,7 +311,7 @@ def test_the_models_own_words_are_written_once_and_never_read(monkeypatch):
     from tiny_tokenizer import tiny_tokenizer
 
     calls = []
-    monkeypatch.setattr("tokenmill.run.fit.written", lambda *a: calls.append(1) or written(*a))
+    monkeypatch.setattr("tokenmill.run.own.written", lambda *a: calls.append(1) or written(*a))
     one = fit(medusa, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK)
     first = len(calls)
     assert first > 0
@@ -324,18 +325,19 @@ def test_the_models_own_words_are_written_once_and_never_read(monkeypatch):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_what_is_written_comes_with_the_models_states(name):
-    prompts = [[5, 6, 7], list(range(10, 50))]
-    alone = [written(tiny(name), [prompt], 12, 0.7, [seed], frozenset())[0] for seed, prompt in enumerate(prompts)]
-    for (text, states), (own, _), prompt in zip(
-        written(tiny(name), prompts, 12, 0.7, [0, 1], frozenset()), alone, prompts, strict=True
-    ):
+    prompts, model = [[5, 6, 7], list(range(10, 50))], tiny(name)
+    together = written(model, prompts, 12, 0.7, [0, 1], frozenset())
+    alone = [written(model, [prompt], 12, 0.7, [seed], frozenset())[0] for seed, prompt in enumerate(prompts)]
+    for (text, states, likeliest), (own, *_), prompt in zip(together, alone, prompts, strict=True):
         assert text == own
-        assert (text[: len(prompt)], len(text), len(states)) == (prompt, len(prompt) + 12, len(text))
+        assert text[: len(prompt)] == prompt
+        assert len(text) == len(states) == len(likeliest) == len(prompt) + 12
         with torch.no_grad():
-            told = tiny(name).base_model(torch.tensor([text])).last_hidden_state[0]
-        assert torch.allclose(states.float(), told, atol=5e-3)
+            told = model(torch.tensor([text]), output_hidden_states=True)
+        assert torch.allclose(states.float(), told.hidden_states[-1][0], atol=5e-3)
+        assert torch.equal(likeliest, told.logits[0].argmax(-1))
     end = alone[1][0][45]
-    cut, states = written(tiny(name), prompts, 12, 0.7, [0, 1], frozenset([end]))[1]
+    cut, states, _ = written(model, prompts, 12, 0.7, [0, 1], frozenset([end]))[1]
     assert cut == alone[1][0][: 41 + alone[1][0][40:].index(end)]
     assert len(states) == len(cut)
 
@@ -353,11 +355,11 @@ def test_a_model_that_chats_writes_the_questions_too(monkeypatch):
         (asked if temperature == 1.0 else answered).append((prompts, seeds, out))
         return out
 
-    monkeypatch.setattr("tokenmill.run.fit.written", counted)
+    monkeypatch.setattr("tokenmill.run.own.written", counted)
     monkeypatch.setattr("tokenmill.run.fit.corpus", lambda path, encode, length: text())
     fit(medusa, tiny(), tokenizer, steps=1, own=200, **{k: v for k, v in QUICK.items() if k != "text"})
     assert all(prompt == [5] for prompts, _, _ in asked for prompt in prompts)
-    assert len({tuple(ids) for ids, _ in asked[0][2]}) > 1
+    assert len({tuple(ids) for ids, *_ in asked[0][2]}) > 1
     assert all(ids[0] == 5 and ids[-2:] == [6, 7] for prompts, _, _ in answered for ids in prompts)
     seeds = [seed for _, own, _ in asked for seed in own]
     assert len({*seeds}) == len(seeds), "no question is in what is trained on and in what is held out"

@@ -117,6 +117,18 @@ def stored_as(method: Method) -> torch.dtype:
     return torch.float16 if method.card.trains == "part" else torch.float32
 
 
+def store(path: Path, what: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(what, part)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+
+
 def about(path: Path) -> dict[str, Any]:
     """The metadata of a file that `save` wrote; ModelError for anything else."""
     try:

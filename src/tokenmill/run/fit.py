@@ -10,31 +10,25 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
 from tokenmill.method import Method, parse
-from tokenmill.models.default import cache_folder
-from tokenmill.models.trained import about, build, digest, place, save, shaping, source, stored_as
-from tokenmill.models.weights import AUTO, pack
-from tokenmill.ops.text import around_message, as_message
-from tokenmill.run.choose import Chooser
+from tokenmill.models.trained import about, build, digest, place, save, shaping, source, store, stored_as
 from tokenmill.run.corpus import Corpus, Tasks, corpus, tasks
 from tokenmill.run.drafter import second_model
 from tokenmill.run.frozen import Reader, read
-from tokenmill.run.generate import ends_of
-from tokenmill.run.session import Session
+from tokenmill.run.own import own_text
 
 DEFAULTS: dict[str, Any] = {"steps": 400, "lr": 1e-3, "rows": 8, "length": 128}
 WARM_UP = 0.05  # share of the steps
@@ -42,7 +36,6 @@ FLOOR = 0.1  # of the learning rate, where the cosine ends
 CLIP = 1.0
 SAVE_SECONDS = 30.0
 HELD_OUT_ROWS = 32
-OWN_PROMPT, OWN_ASKED, OWN_LENGTH, OWN_ROWS, OWN_TEMPERATURE = 32, 48, 128, 16, 0.7
 
 
 @dataclass(frozen=True)
@@ -108,11 +101,11 @@ def fit(
     path = place(chosen, model, None if out is None else Path(out))
     work = path.with_suffix(".checkpoint")
     saved = _checkpoint(work, resume)
-    told = None  # the model's states over a text that it wrote
+    told = None  # what the model says over a text that it wrote
     if own:
         if isinstance(data, Tasks):
             raise InputError(f"{chosen.name} learns from texts of several tasks, a model writes one; leave out --own")
-        data, told = _own(model, tokenizer, data, own, seed, text is None, console)
+        data, told = own_text(model, tokenizer, data, own, seed, text is None, console)
     second = second_model(chosen, model, tokenizer, assistant) if chosen.knobs.get("model") else None
 
     with _seeded(seed), _at_rest(model), _at_rest(second):
@@ -145,7 +138,7 @@ def fit(
             history, seconds = saved["history"], saved["seconds"]
 
         def keep() -> None:
-            _write(work, {
+            store(work, {
                 "plan": plan, "steps": steps, "parts": parts.state_dict(), "optimizer": optimizer.state_dict(),
                 "history": history, "seconds": seconds + time.perf_counter() - began,
             })  # fmt: skip
@@ -272,81 +265,6 @@ def _data(
     return made
 
 
-def _own(
-    model: Any, tokenizer: Any, data: Corpus, tokens: int, seed: int, asks: bool, console: Console | None = None
-) -> tuple[Corpus, Tensor]:
-    """Text that the model writes, and its last states (N, E) over what is to train on; cached, for it takes long.
-
-    A model with a chat format answers messages, for that is how it is used: where it `asks`, messages that it writes
-    itself when it is given the format up to where a user's begins (Xu et al., "Magpie", 2024), else openings from the
-    corpus. Another goes on from openings. On a CPU a copy with packed weights writes, which is several times faster.
-    """
-    chats = bool(getattr(tokenizer, "chat_template", None))
-    asks = asks and chats
-    key = f"{digest(model)}-{'asks' if asks else data.digest}-{tokens}-{seed}"
-    file = cache_folder() / "own" / f"{key}.pt"
-    with suppress(OSError, RuntimeError, EOFError, KeyError):
-        kept = torch.load(file, weights_only=True)
-        return Corpus(kept["train"], kept["held_out"]), kept["states"]
-
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    writer = pack(copy.deepcopy(model), AUTO) if on_cpu else model
-    ends = ends_of(model, tokenizer) if chats else frozenset()
-
-    def encoded(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def openings(ids: Tensor, first: int, count: int) -> list[list[int]]:
-        """Of texts `first`, `first` + 1, .."""
-        if asks:
-            before, after = around_message(tokenizer)
-            seeds = [seed * 1_000_003 + first + i for i in range(count)]
-            begun = [encoded(before)] * count
-            asked = [own[len(begun[0]) :] for own, _ in written(writer, begun, OWN_ASKED, 1.0, seeds, ends)]
-            texts = [tokenizer.decode(own, skip_special_tokens=True) for own in asked]
-            return [encoded(before + text.strip() + after) for text in texts]
-        draw = torch.Generator().manual_seed(seed * 1_000_003 + first)
-        at = torch.randint(max(1, len(ids) - OWN_PROMPT), (count, 1), generator=draw)
-        rows = ids[(at + torch.arange(OWN_PROMPT)).clamp(max=len(ids) - 1)].tolist()
-        return [encoded(as_message(tokenizer, tokenizer.decode(row).strip())) for row in rows] if chats else rows
-
-    def texts(ids: Tensor, first: int, tokens: int, told: str) -> tuple[Tensor, Tensor]:
-        groups = range(first, first + max(1, math.ceil(tokens / OWN_LENGTH)), OWN_ROWS)
-        made: list[tuple[list[int], Tensor]] = []
-        for group in track(groups, told, console=console, transient=True, disable=console is None):
-            seeds = [seed * 1_000_003 + group + i for i in range(OWN_ROWS)]
-            made += written(writer, openings(ids, group, OWN_ROWS), OWN_LENGTH, OWN_TEMPERATURE, seeds, ends)
-        return torch.tensor([i for own, _ in made for i in own]), torch.cat([states for _, states in made])
-
-    train, states = texts(data.train, 0, tokens, f"{tokens:,} tokens of its own")
-    held_out, _ = texts(data.held_out, 1 << 30, max(OWN_LENGTH, tokens // 10), "and some to judge by")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, {"train": train, "held_out": held_out, "states": states})
-    return Corpus(train, held_out), states
-
-
-@torch.no_grad()
-def written(
-    model: Any, prompts: list[list[int]], tokens: int, temperature: float, seeds: list[int], ends: frozenset[int]
-) -> list[tuple[list[int], Tensor]]:
-    """What the model writes after each prompt, with it, and its last states (T, E) over that, in 16 bits."""
-    session, chooser = Session(model), Chooser(temperature, seed=seeds, rows=len(prompts))
-    states, new = [], []
-    with session.engaged():
-        logits = session.read(prompts)
-        for _ in range(tokens):
-            states.append(session.hidden().half().cpu())
-            new.append(chooser(logits))
-            logits = session.read(new[-1][:, None])
-        states.append(session.hidden().half().cpu())
-    held, longest = torch.cat(states, 1), max(map(len, prompts))  # prompts are padded on the left
-    out = []
-    for row, (prompt, own) in enumerate(zip(prompts, torch.stack(new, 1).tolist(), strict=True)):
-        length = next((i + 1 for i, token in enumerate(own) if token in ends), tokens)
-        out.append((prompt + own[:length], held[row, longest - len(prompt) : longest + length]))
-    return out
-
-
 def _checkpoint(work: Path, resume: bool) -> dict[str, Any] | None:
     if not work.is_file():
         return None
@@ -364,17 +282,6 @@ def _finished(method: Method, model: Any, path: Path) -> Fitted:
     parts = build(method, model)
     parts.load_state_dict(load_file(path))
     return Fitted(parts.eval(), path, about(path)["held_out"], [])
-
-
-def _write(path: Path, what: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(what, part)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error.strerror}; choose another --out") from None
 
 
 def _log(path: Path, told: dict[str, Any]) -> None:

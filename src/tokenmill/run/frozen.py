@@ -19,6 +19,8 @@ from tokenmill.types import Batch, Frozen
 
 ROOM = 2 << 30  # bytes that remembered states may take
 
+Said = tuple[Tensor, Tensor]  # a model's last states over a text (N, E), in 16 bits, and its likeliest next tokens (N,)
+
 
 def read(
     model: Any, method: Method, ids: Tensor, progress: float = 1.0, second: Any = None, tasks: Tensor | None = None
@@ -76,13 +78,12 @@ class Reader:
     Where a method needs no more of the model than its states, the text is cut into rows, `count` of them are used, and
     a row is read when it is first met. The model's pass is most of a step's work, so a part then learns several times
     as much in the same time. Each row is read alone: what the model says about it does not depend on which were met
-    before, so a resumed training gives what it would have given. `told` (N, E), in 16 bits, are the model's last states
-    over the text, where they are known already.
+    before, so a resumed training gives what it would have given. `told` is what is known already of the whole text.
     """
 
     def __init__(
         self, method: Method, model: Any, data: Corpus | Tasks, rows: int, length: int, seed: int, second: Any = None,
-        device: str = "cpu", told: Tensor | None = None,
+        device: str = "cpu", told: Said | None = None,
     ):  # fmt: skip
         self.method, self.model, self.data, self.rows, self.length = method, model, data, rows, length
         self.seed, self.second, self.device = seed, second, device
@@ -120,12 +121,11 @@ class Reader:
             ids, states = self.data.row(number, self.length).to(self.device), {}
             if self.told is None:
                 said = read(self.model, self.method, ids[None])
-                hidden = said.hidden[0].half()
+                hidden, likeliest = said.hidden[0].half(), said.likeliest[0]
                 states = {layer: x[0].to(torch.bfloat16) for layer, x in said.states.items()}  # some exceed float16
             else:
-                hidden = self.told[number * self.length : (number + 1) * self.length].to(self.device)
-            with torch.no_grad():
-                likeliest = head_of(self.model)(hidden.to(next(self.model.parameters()).dtype)).argmax(-1)
+                at = slice(number * self.length, (number + 1) * self.length)
+                hidden, likeliest = (x[at].to(self.device) for x in self.told)
             self._known[number] = _Row(ids, hidden, likeliest, states)
         return self._known[number]
 
