@@ -46,9 +46,14 @@ class Drafted:
 
 
 def drafted(
-    lab: Lab, specs: Sequence[str | Recipe], *, temperature: float = 0.0, prompts: Sequence[list[int]] = ()
+    lab: Lab,
+    specs: Sequence[str | Recipe],
+    *,
+    temperature: float = 0.0,
+    prompts: Sequence[list[int]] = (),
+    told: str = "",
 ) -> Drafted:
-    """Answer every request without drafting and under each spec, in turns."""
+    """Answer every request without drafting and under each spec, in turns; `told` is said behind each figure."""
     tokens, out = 24 if lab.quick else 64, Drafted()
     recipes = {GREEDY: None} | {str(spec): as_recipe(spec) for spec in specs}
     asked = prompts or requests(lab)
@@ -69,10 +74,10 @@ def drafted(
             )
             out.alike.setdefault(name, []).append(float(got.ids == out.texts[GREEDY][-1]))
     for name in recipes:
-        lab.note(name, "tokens a pass", out.a_pass[name])
-        lab.note(name, "share of drafted tokens accepted", out.a_node[name])
+        lab.note(name, f"tokens a pass{told}", out.a_pass[name])
+        lab.note(name, f"share of drafted tokens accepted{told}", out.a_node[name])
         ratios = [a / b for a, b in zip(out.seconds[name], out.seconds[GREEDY], strict=True)]
-        lab.note(name, "seconds against plain decoding, in turns", ratios)
+        lab.note(name, f"seconds against plain decoding, in turns{told}", ratios)
     return out
 
 
@@ -83,15 +88,20 @@ def ahead_of_medusa(lab: Lab, source: str) -> list[Check]:
     return [out.equal(mine), out.more(mine, GREEDY), out.more(mine, rival, "tokens a pass, three places ahead")]
 
 
-def recalled(lab: Lab, specs: Sequence[str]) -> dict[str, list[float]]:
+def recalled(
+    lab: Lab, specs: Sequence[str], *, temperature: float = 0.0, length: int = 512, each: int = 4
+) -> dict[str, list[float]]:
     """Which codes hidden in text each spec writes when asked for them, 1 or 0; without drafting under GREEDY."""
     out: dict[str, list[float]] = {}
-    for number, sample in enumerate(lab.needles(seen=True), 1):
+    for number, sample in enumerate(lab.needles(seen=True, length=length, each=each), 1):
         lab.tick(f"code {number}")
         first = sample.scored[0]
         prompt, answer = sample.prompt + sample.tail[:first], sample.tail[first:]
         for name, recipe in [(GREEDY, None), *((spec, spec) for spec in specs)]:
-            got = generate(lab.model, None, [prompt], recipe, max_new_tokens=len(answer), ignore_eos=True)[0]
+            got = generate(
+                lab.model, None, [prompt], recipe,
+                max_new_tokens=len(answer), temperature=temperature, seed=number, ignore_eos=True,
+            )[0]  # fmt: skip
             out.setdefault(name, []).append(float(got.ids == answer))
     for name, column in out.items():
         lab.note(name, "share of the codes recalled", column)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from math import prod
 
-import torch
 from torch.nn.functional import normalize
 
 from tokenmill.bench.tasks import paragraphs
+from tokenmill.claims import writing
 from tokenmill.claims.lab import Lab
 from tokenmill.claims.verdict import Check, check
 from tokenmill.run.generate import generate
@@ -41,8 +40,8 @@ def measure(lab: Lab) -> list[Check]:
             began = time.perf_counter()
             out = generate(lab.model, None, [prompt], spec, max_new_tokens=tokens, seed=seed, ignore_eos=True)[0]
             seconds[name].append(time.perf_counter() - began)
-            diversity[name].append(_diversity(out.ids))
-            nats[name].append(_nats(lab, prompt, out.ids))
+            diversity[name].append(writing.diversity(out.ids))
+            nats[name].append(writing.nats(lab, prompt, out.ids))
         session = Session(lab.model)
         with session.engaged():
             session.read([prompt])
@@ -60,13 +59,3 @@ def measure(lab: Lab) -> list[Check]:
         check("diversity", (mine, diversity[mine]), ("greedy", diversity["greedy"]), "higher"),
         check("nats a token under the model", (mine, nats[mine]), (sampled, nats["top_p"]), "lower"),
     ]
-
-
-def _diversity(ids: list[int]) -> float:
-    grams = ([tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)] for n in (2, 3, 4))
-    return prod(len(set(g)) / len(g) for g in grams)
-
-
-def _nats(lab: Lab, prompt: list[int], ids: list[int]) -> float:
-    logits = Session(lab.model).read([prompt + ids], last=len(ids) + 1)[0, :-1].float()
-    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids, device=logits.device)))
