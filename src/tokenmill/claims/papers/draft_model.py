@@ -91,7 +91,7 @@ def _with(model: Any, layers: list[int]) -> Any:
     for n, layer in enumerate(chosen):
         for part in layer.modules():
             if hasattr(part, "layer_idx"):
-                part.layer_idx = n
+                part.layer_idx = n  # type: ignore[assignment]
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[n] for n in layers]
