@@ -254,7 +254,7 @@ class TestTraining:
         assert [o.ids for o in generate(model, None, PROMPTS, spec, **ASKED)] != [o.ids for o in plain]
 
     def test_rows_teach_the_adapter_of_their_own_task(self):
-        model, method = tiny(), get("token_lora")(rank=4)
+        model, method = copy.deepcopy(tiny()), get("token_lora")(rank=4)
         parts = Adapters(model.config, 3, 4)
         batch = read(model, method, TEXT.batch(4, 16, 0, 0), tasks=torch.tensor([0, 2, 0, 2]))
         from tokenmill.methods.choose.token_lora import objective

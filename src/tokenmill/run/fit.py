@@ -162,8 +162,9 @@ def fit(
                     keep()
                     last = now
         seconds += time.perf_counter() - began
-        for p in parts.parameters():  # the figure is of what is stored
-            p.data = p.data.to(stored_as(chosen)).to(p.dtype)
+        for t in parts.state_dict().values():  # the figure is of what is stored
+            if t.is_floating_point():
+                t.copy_(t.to(stored_as(chosen)))
         held_out = judge(chosen, parts, model, data, length, second)
     about_it = {"model": name, "plan": plan, "seed": seed, "steps": steps, "held_out": held_out}
     about_it |= {"tasks": list(data.names)} if isinstance(data, Tasks) else {}
