@@ -62,6 +62,10 @@ def guesses(verified, *, heads: int = 2, top: int = 4, weights: str | None = Non
     """Guesses: an example."""
 
 
+def long():
+    return Corpus(torch.zeros(9000, dtype=torch.long) + 5, torch.zeros(9000, dtype=torch.long) + 6)
+
+
 def text(seed=0):
     """A walk that a head can learn: each token is the one before plus one, mostly."""
     draw = torch.Generator().manual_seed(seed)
@@ -319,6 +323,8 @@ def test_the_models_own_words_are_written_once_and_never_read(monkeypatch):
     other = fit(medusa, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK)
     assert len(calls) == first
     assert one.history == other.history
+    with pytest.raises(InputError, match=r"the model wrote \d+ tokens, fewer than a row of 9000; raise --own"):
+        fit(medusa, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK | {"text": long(), "length": 9000})
     with pytest.raises(TypeError, match="not callable"):  # who wants other states than the last has them read
         fit(guesses, tiny(), tiny_tokenizer(), steps=1, own=200, **QUICK)
 

@@ -106,6 +106,8 @@ def fit(
         if isinstance(data, Tasks):
             raise InputError(f"{chosen.name} learns from texts of several tasks, a model writes one; leave out --own")
         data, told = own_text(model, tokenizer, data, own, seed, text is None, console)
+        if min(len(data.train), len(data.held_out)) < length:
+            raise InputError(f"the model wrote {len(data.train)} tokens, fewer than a row of {length}; raise --own")
     second = second_model(chosen, model, tokenizer, assistant) if chosen.knobs.get("model") else None
 
     with _seeded(seed), _at_rest(model), _at_rest(second):
