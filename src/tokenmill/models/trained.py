@@ -183,7 +183,7 @@ def learned(method: Method, model: Any) -> Learned:
     if method.card.role == "source" and not isinstance(model.get_output_embeddings(), nn.Linear):
         from tokenmill.models.weights import pack_linear  # which needs a model's digest from here
 
-        parts = pack_linear(parts)
+        pack_linear(parts, "int8")  # as the head is; wrong guesses cost time alone
     head = first_words(model.get_output_embeddings(), method.knobs.get("words"))
     return Learned(parts, head, model.get_input_embeddings(), decoder_of(model).final_norm)
 

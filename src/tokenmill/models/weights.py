@@ -291,11 +291,7 @@ def pack(model: Any, weights: str) -> Any:
     model.base_digest = digest(model)  # what was trained for these weights is for the packed ones too
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head.weight is table.weight
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear | Conv1D):
-            weight = layer.weight.data if isinstance(layer, nn.Linear) else layer.weight.data.T
-            # The head decides between thousands of tokens: four bits are too few for it.
-            _put(model, name, product("int8" if weights == "int4" and layer is head else weights)(weight, layer.bias))
+    pack_linear(model, weights, head)
     for module in model.modules():
         for names in BESIDE:
             side_by_side([getattr(module, name, None) for name in names])
@@ -307,12 +303,12 @@ def pack(model: Any, weights: str) -> Any:
     return model.requires_grad_(False)
 
 
-def pack_linear(parts: nn.Module) -> nn.Module:
-    """The linear layers of a learned part in int8, as the head of a packed model is. Wrong guesses cost time alone."""
-    for name, layer in list(parts.named_modules()):
-        if isinstance(layer, nn.Linear):
-            _put(parts, name, product("int8")(layer.weight.data, layer.bias))
-    return parts
+def pack_linear(module: nn.Module, weights: str, head: nn.Module | None = None) -> None:
+    """A module's linear layers in this format. A head decides between thousands of tokens: four bits are too few."""
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Linear | Conv1D):
+            weight = layer.weight.data if isinstance(layer, nn.Linear) else layer.weight.data.T
+            _put(module, name, product("int8" if weights == "int4" and layer is head else weights)(weight, layer.bias))
 
 
 def side_by_side(layers: list[Any]) -> None:

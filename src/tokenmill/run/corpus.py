@@ -43,11 +43,11 @@ class Corpus:
     def in_turn(self, rows: int, length: int, seed: int, step: int, count: int) -> list[int]:
         """Which rows of the text cut from its start a batch has: of `count` that the seed picks, each once a round."""
         chosen = torch.randperm(len(self.train) // length, generator=torch.Generator().manual_seed(seed))[:count]
-        out = []
-        for turn in range(step * rows, (step + 1) * rows):
-            around = torch.Generator().manual_seed(seed * 1_000_003 + turn // len(chosen) + 1)
-            out.append(int(chosen[torch.randperm(len(chosen), generator=around)[turn % len(chosen)]]))
-        return out
+        first, size = step * rows, len(chosen)
+        rounds = range(first // size, (first + rows - 1) // size + 1)
+        draws = [torch.Generator().manual_seed(seed * 1_000_003 + number + 1) for number in rounds]
+        order = torch.cat([chosen[torch.randperm(size, generator=draw)] for draw in draws])
+        return order[first % size :][:rows].tolist()
 
     def judged(self, rows: int, length: int) -> Tensor:
         """(rows, length) of held-out text, evenly spread; fewer rows if it is short. The same for every seed."""

@@ -15,6 +15,7 @@ from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import Method, Recipe, lineage, method
 from tokenmill.models.apply import Engine
 from tokenmill.models.cache import MillCache
+from tokenmill.ops.trees import above
 from tokenmill.run.session import Session
 from tokenmill.types import Depth, Step, Tree
 
@@ -93,8 +94,8 @@ class Ladder:
         return torch.stack([self.states[rung][node] for node in at])
 
     def _climb(self, tree: Tree, at: Sequence[int], rung: int) -> None:
-        known, lines = self.states[rung], {node: _line(tree, node) for node in at}
-        new = sorted({n for line in lines.values() for n in line} - known.keys())  # above comes first
+        known = self.states[rung]
+        new = [node for node in above(tree, at) if node not in known]
         if not new:
             return
         cache, engine, device = self.session.cache, self.session._engine, self.session.model.device

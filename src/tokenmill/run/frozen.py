@@ -55,8 +55,9 @@ def _frozen(
         with torch.no_grad():
             return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
+    head, words = head_of(model), method.knobs.get("words")
     return Frozen(
-        hidden, head_of(model), head_of(model, method.knobs.get("words")), embed,
+        hidden, head, head if words is None else head_of(model, words), embed,
         decoder_of(model).final_norm, again, partial(above, model, held), partial(adapted, model, ids), second,
         likeliest,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -76,7 +76,7 @@ def generate(
         raise InputError("stop strings and on_text need the text, and there is no tokenizer; give the model's")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    _refuse_too_long(model, wanted, rows, max_new_tokens)
+    refuse_too_long(model, wanted, rows, max_new_tokens)
     ends = frozenset() if ignore_eos else ends_of(model, tokenizer)
     chooser = Chooser.of(wanted, temperature, top_p, seed, len(rows))
     draft, rule, search, heal = map(wanted.get, ("draft", "rule", "search", "heal"))
@@ -99,7 +99,7 @@ def generate(
     writes, large = without, None
     if search is not None and "larger" in search.card.needs:
         writes, large = writing_part(search, model, without), larger_model(search, model, tokenizer, assistant)
-        _refuse_too_long(large, wanted, rows, max_new_tokens)
+        refuse_too_long(large, wanted, rows, max_new_tokens)
     taught = [learned(search, model)] if search is not None and search.card.trains else []
     out = []
     for row, ids in enumerate(fed):
@@ -250,7 +250,7 @@ def _encoded(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
     return rows
 
 
-def _refuse_too_long(model: Any, recipe: Recipe, rows: list[list[int]], new: int) -> None:
+def refuse_too_long(model: Any, recipe: Iterable[Method], rows: list[list[int]], new: int) -> None:
     config = model.config.get_text_config(decoder=True)
     limit = getattr(config, "max_position_embeddings", None)
     bounded = any(m.knobs.get("renumber") and m.knobs.get("slots") for m in recipe)

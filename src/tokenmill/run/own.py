@@ -20,7 +20,7 @@ from tokenmill.ops.text import around_message, as_message
 from tokenmill.run.choose import Chooser
 from tokenmill.run.corpus import Corpus
 from tokenmill.run.frozen import Said
-from tokenmill.run.generate import ends_of
+from tokenmill.run.generate import ends_of, refuse_too_long
 from tokenmill.run.session import Session
 
 PROMPT, ASKED, LENGTH, ROWS = 32, 48, 128, 16  # tokens of an opening, a question, an answer; texts at a time
@@ -76,7 +76,6 @@ def own_text(
 
     train, said = texts(data.train, 0, tokens, f"{tokens:,} tokens of its own")
     held_out, _ = texts(data.held_out, 1 << 30, max(LENGTH, tokens // 10), "and some to judge by")
-    file.parent.mkdir(parents=True, exist_ok=True)
     store(file, {"train": train, "held_out": held_out, "states": said[0], "likeliest": said[1]})
     return Corpus(train, held_out), said
 
@@ -87,6 +86,7 @@ def written(
 ) -> list[tuple[list[int], Tensor, Tensor]]:
     """What the model writes after each prompt, the prompt with it; its last states (T, E) over that, in 16 bits; and
     what it would most likely have said after each token (T,)."""
+    refuse_too_long(model, (), prompts, tokens)
     session, chooser = Session(model), Chooser(temperature, seed=seeds, rows=len(prompts))
     states, likeliest, new = [], [], []
     with session.engaged():
