@@ -53,6 +53,7 @@ Model = Annotated[str, typer.Option(help="smollm2 (the default model), a Hugging
 Weights = Annotated[
     str, typer.Option(help="Number format of the weights on a CPU: float32, bfloat16, float16, int8, int4 or auto.")
 ]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Before = Annotated[Path | None, typer.Option("--input", help="A text file that goes before the prompt.")]
 Input = Annotated[Path | None, typer.Option("--input", help="A text file of your own.")]
@@ -139,6 +140,7 @@ def run(
     ] = None,
     model: Model = "smollm2",
     weights: Weights = "float32",
+    device: Device = "cpu",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 128,
     input: Before = None,
     temperature: Annotated[
@@ -151,7 +153,7 @@ def run(
     import tokenmill as tm
 
     chosen = tm.recipe(recipe if recipe_file is None else _recipe_in(recipe_file))
-    loaded, tokenizer = tm.load(model, weights=weights)
+    loaded, tokenizer = tm.load(model, weights=weights, device=device)
 
     def emit(row: int, piece: str) -> None:
         print(piece, end="", flush=True)
@@ -194,6 +196,7 @@ def explain(
     ] = None,
     model: Model = "smollm2",
     weights: Weights = "float32",
+    device: Device = "cpu",
     input: Before = None,
     seed: Seed = 0,
 ) -> None:
@@ -202,7 +205,7 @@ def explain(
     import tokenmill as tm
 
     tm.parse(method)  # a typo is told before a model is loaded
-    loaded, tokenizer = tm.load(model, weights=weights)
+    loaded, tokenizer = tm.load(model, weights=weights, device=device)
     told = tm.explain(loaded, tokenizer, text, method=method, target=target, seed=seed, progress=sys.stderr.isatty())
     console = _console()
     console.print(told)
@@ -215,6 +218,7 @@ def explain(
 def probe(
     name: Annotated[str, typer.Argument(help="A probe; see `tokenmill ls probe`.")],
     model: Model = "smollm2",
+    device: Device = "cpu",
     model2: Annotated[str | None, typer.Option(help="A second model with the same vocabulary, for fs_gen.")] = None,
     input: Input = None,
     texts: Annotated[int, typer.Option(min=1, help="How many texts.")] = 4,
@@ -233,8 +237,8 @@ def probe(
     from tokenmill.bench.tasks import Reader, read_input, sentences
     from tokenmill.run.probe import probe as ask
 
-    loaded, tokenizer = tm.load(model)
-    second = None if model2 is None else tm.load(model2)[0]
+    loaded, tokenizer = tm.load(model, device=device)
+    second = None if model2 is None else tm.load(model2, device=device)[0]
     reader = Reader(tokenizer)
     if input is None:
         lines = [reader.stretch(sentences(f"probe {seed} {i}"), tokens) for i in range(texts)]
@@ -256,6 +260,7 @@ def compare(
     track: Annotated[str, typer.Argument(help="What to compare: " + ", ".join(TRACKS))],
     model: Model = "smollm2",
     weights: Weights = "float32",
+    device: Device = "cpu",
     methods: Annotated[
         str | None, typer.Option(help="Specs with commas between them; all that fit if not given.")
     ] = None,
@@ -286,6 +291,7 @@ def compare(
         track,
         model=model,
         weights=weights,
+        device=device,
         methods=specs,
         budgets=shares,
         input=input,
@@ -308,11 +314,12 @@ def reproduce(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     model: Model = "smollm2",
     weights: Weights = "float32",
+    device: Device = "cpu",
 ) -> None:
     """Run a published claim again here: holds, fails, or out of reach, with the numbers."""
     from tokenmill.claims import reproduce as rerun
 
-    rerun(names, out=out, model=model, weights=weights, seeds=seeds, quick=quick, console=_console())
+    rerun(names, out=out, model=model, weights=weights, device=device, seeds=seeds, quick=quick, console=_console())
 
 
 @app.command()
@@ -328,7 +335,7 @@ def train(
     own: Annotated[int, typer.Option(min=0, help="Train on this many tokens that the model itself writes.")] = 0,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Train the learned part of a method, on any text: weights, a figure on held-out text, and a log."""
     from tokenmill.method import Method, parse

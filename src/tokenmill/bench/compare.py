@@ -43,6 +43,7 @@ def compare(
     *,
     model: str = "smollm2",
     weights: str = "float32",
+    device: str = "cpu",
     methods: Sequence[str] | None = None,
     budgets: Sequence[float] | None = None,
     input: str | Path | None = None,
@@ -64,7 +65,7 @@ def compare(
         raise TokenmillError(f"no track '{track}'; {did_you_mean(track, TRACKS)}")
     console = console or Console()
     if track == "decode":
-        return _compare_decode(console, model, weights, methods, input, out, resume, seed, quick)
+        return _compare_decode(console, model, weights, device, methods, input, out, resume, seed, quick)
     deep = track == "depth"
     plan = (tasks.depth_plan if deep else tasks.plan)(quick, own_text=input is not None)
     shares = sweep.check_budgets(plan.budgets if budgets is None else budgets)
@@ -77,6 +78,7 @@ def compare(
         "track": track,
         "model": model,
         "weights": weights,
+        "device": device,
         "methods": [row.spec for row in rows],
         "budgets": list(shares),
         "seed": seed,
@@ -85,11 +87,11 @@ def compare(
         "plan": _sha(json.dumps(asdict(plan))),
         "versions": _versions(),
     }
-    again = _command(track, model, weights, methods, budgets, input, folder, seed, quick, prompt)
+    again = _command(track, model, weights, device, methods, budgets, input, folder, seed, quick, prompt)
     with Store(folder, settings, resume=resume) as store, _resumable(console, store, again):
         return _measure(
-            store, console, track=track, model=model, weights=weights, rows=rows, plan=plan, seed=seed, quick=quick,
-            source=source, input=input, prompt=prompt, settings=settings,
+            store, console, track=track, model=model, weights=weights, device=device, rows=rows, plan=plan,
+            seed=seed, quick=quick, source=source, input=input, prompt=prompt, settings=settings,
         )  # fmt: skip
 
 
@@ -127,12 +129,12 @@ def _finished(
 
 
 def _measure(
-    store: Store, console: Console, *, track: str, model: str, weights: str, rows: list[RowSpec], plan: tasks.Plan,
-    seed: int, quick: bool, source: list[str] | None, input: str | Path | None, prompt: str | None,
+    store: Store, console: Console, *, track: str, model: str, weights: str, device: str, rows: list[RowSpec],
+    plan: tasks.Plan, seed: int, quick: bool, source: list[str] | None, input: str | Path | None, prompt: str | None,
     settings: dict[str, Any],
 ) -> Path:  # fmt: skip
     with console.status(f"loading {model}"):
-        network, tokenizer = _load(model, weights)
+        network, tokenizer = _load(model, weights, device)
     context = _context(network)
     plan = plan.scaled(context)
     if not plan.tasks:
@@ -181,8 +183,8 @@ def _measure(
 
 
 def _compare_decode(
-    console: Console, model: str, weights: str, methods: Sequence[str] | None, input: str | Path | None,
-    out: str | Path | None, resume: bool, seed: int, quick: bool,
+    console: Console, model: str, weights: str, device: str, methods: Sequence[str] | None,
+    input: str | Path | None, out: str | Path | None, resume: bool, seed: int, quick: bool,
 ) -> Path:  # fmt: skip
     """The track `decode`: see bench/decode.py."""
     from tokenmill.bench import decode, decode_report, prompts
@@ -195,14 +197,14 @@ def _compare_decode(
     rows = list(dict.fromkeys([decode.FULL, decode.LIBRARY, decode.LOOKUP, *asked]))
     folder = _folder("decode", out, resume)
     settings = {
-        "track": "decode", "model": model, "weights": weights, "methods": rows, "seed": seed, "quick": quick,
-        "prompts": len(given), "texts": _sha(json.dumps([asdict(p) for p in given])), "new_tokens": new,
+        "track": "decode", "model": model, "weights": weights, "device": device, "methods": rows, "seed": seed,
+        "quick": quick, "prompts": len(given), "texts": _sha(json.dumps([asdict(p) for p in given])), "new_tokens": new,
         "versions": _versions(),
     }  # fmt: skip
-    again = _command("decode", model, weights, methods, None, input, folder, seed, quick, None)
+    again = _command("decode", model, weights, device, methods, None, input, folder, seed, quick, None)
     with Store(folder, settings, resume=resume) as store, _resumable(console, store, again):
         with console.status(f"loading {model}"):
-            network, tokenizer = _load(model, weights)
+            network, tokenizer = _load(model, weights, device)
         _same_weights(store, network, model)
         context = _context(network)
         ids = [prompts.encoded(tokenizer, p, min(1024, context - new - 1)) for p in given]
@@ -269,10 +271,10 @@ def _run(work: Work, console: Console) -> None:
         work.run(tick)
 
 
-def _load(model: str, weights: str) -> tuple[Any, Any]:
+def _load(model: str, weights: str, device: str) -> tuple[Any, Any]:
     from tokenmill.models.load import load
 
-    return load(model, weights=weights)
+    return load(model, weights=weights, device=device)
 
 
 def _engine() -> Engine:
@@ -314,12 +316,13 @@ def _folder(track: str, out: str | Path | None, resume: bool) -> Path:
 
 
 def _command(
-    track: str, model: str, weights: str, methods: Sequence[str] | None, budgets: Sequence[float] | None,
+    track: str, model: str, weights: str, device: str, methods: Sequence[str] | None, budgets: Sequence[float] | None,
     input: str | Path | None, folder: Path, seed: int, quick: bool, prompt: str | None,
 ) -> str:  # fmt: skip
     words = ["tokenmill", "compare", track, "--out", str(folder), "--resume"]
     words += ["--model", model] if model != "smollm2" else []
     words += ["--weights", weights] if weights != "float32" else []
+    words += ["--device", device] if device != "cpu" else []
     words += ["--methods", ", ".join(methods)] if methods is not None else []
     words += ["--budgets", ",".join(f"{b:g}" for b in budgets)] if budgets is not None else []
     words += ["--input", str(input)] if input is not None else []

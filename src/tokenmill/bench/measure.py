@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from torch import Tensor
 from tokenmill.bench.tasks import Sample, Speed
 from tokenmill.errors import ModelError
 from tokenmill.method import Recipe, recipe
+from tokenmill.ops.clock import clock
 
 UNTOUCHED = recipe(None)
 
@@ -69,14 +69,9 @@ def device(model: Any) -> torch.device:
 
 def timed(model: Any, work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds of the wall, with a GPU's queue emptied before and after."""
-    cuda = device(model).type == "cuda"
-    if cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock(device(model))
     result = work()
-    if cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
+    return clock(device(model)) - start, result
 
 
 # ---- quality ----------------------------------------------------------------------------------------------------

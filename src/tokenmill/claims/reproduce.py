@@ -30,6 +30,7 @@ def reproduce(
     out: str | os.PathLike[str] | None = None,
     model: str = "smollm2",
     weights: str = "float32",
+    device: str = "cpu",
     seeds: int = 3,
     quick: bool = False,
     console: Console | None = None,
@@ -46,7 +47,7 @@ def reproduce(
     console = console or Console()
     if missing:
         console.print(f"no claim is written yet for {', '.join(missing)}; the others are run", highlight=False)
-    network, tokenizer = load(model, weights=weights)
+    network, tokenizer = load(model, weights=weights, device=device)
     written, rows = [], []
     columns = (
         SpinnerColumn(),

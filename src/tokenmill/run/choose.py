@@ -79,8 +79,13 @@ class Chooser:
             return tokens
         probabilities = self.probabilities(logits)
         own = [self.generators[i if row is None else row] for i in range(len(logits))]
-        drawn = [torch.multinomial(p.cpu(), 1, generator=g) for p, g in zip(probabilities, own, strict=True)]
-        return torch.cat(drawn).to(logits.device)
+        if logits.device.type == "cpu":
+            drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, own, strict=True)]
+            return torch.cat(drawn)
+        # The same distribution, and the rows stay where they are: a number a row goes over, not a vocabulary back.
+        at = torch.cat([torch.rand(1, 1, generator=g, dtype=torch.float64) for g in own]).to(logits.device)  # (N, 1)
+        below = probabilities.double().cumsum(-1)
+        return torch.searchsorted(below, at * below[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(N, V) logits to the distributions tokens are drawn from (N, V); one-hot where the choice is greedy."""

@@ -36,6 +36,7 @@ FLOOR = 0.1  # of the learning rate, where the cosine ends
 CLIP = 1.0
 SAVE_SECONDS = 30.0
 HELD_OUT_ROWS = 32
+TOLD = 600  # steps that a log holds at most
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def fit(
     save(path, parts, chosen, model, about_it)
     _log(path.with_suffix(".json"), {
         "method": repr(chosen), "model": name, "plan": plan, "held_out": held_out, "seconds": round(seconds, 1),
-        "tokens": steps * rows * length, "environment": _environment(parts), "history": history,
+        "tokens": steps * rows * length, "environment": _environment(parts),
+        "history": history[:: -(-len(history) // TOLD)],
     })  # fmt: skip
     work.unlink(missing_ok=True)
     return Fitted(parts.eval(), path, held_out, history)

@@ -89,13 +89,15 @@ class Reader:
         self.method, self.model, self.data, self.rows, self.length = method, model, data, rows, length
         self.seed, self.second, self.device = seed, second, device
         self.remembers = remembers(method, model, second)
+        self.told = told if self.remembers and not watched(method, model) else None
         self.count = self._most() if self.remembers else 0
         self._known: dict[int, _Row] = {}
-        self.told = told if self.remembers and not watched(method, model) else None
 
     def _most(self) -> int:
         """Rows that there are, or that can be remembered."""
         assert isinstance(self.data, Corpus)
+        if self.told is not None:
+            return max(self.rows, len(self.data.train) // self.length)
         config = self.model.config.get_text_config(decoder=True)
         held = 1 + len(watched(self.method, self.model))
         return max(
@@ -107,27 +109,28 @@ class Reader:
             ids = self.data.batch(self.rows, self.length, self.seed, step).to(self.device)
             return read(self.model, self.method, ids, progress, self.second, self.data.labels(self.rows))
         assert isinstance(self.data, Corpus)
-        known = [self.row(n) for n in self.data.in_turn(self.rows, self.length, self.seed, step, self.count)]
+        numbers = self.data.in_turn(self.rows, self.length, self.seed, step, self.count)
         dtype = next(self.model.parameters()).dtype
-        ids, hidden, likeliest = (
-            torch.stack([getattr(row, x) for row in known]) for x in ("ids", "hidden", "likeliest")
-        )
-        states = {layer: torch.stack([row.states[layer] for row in known]).to(dtype) for layer in known[0].states}
+        states: dict[int, Tensor] = {}
+        if self.told is not None:
+            at = torch.tensor(numbers)[:, None] * self.length + torch.arange(self.length)
+            ids, hidden, likeliest = (x[at].to(self.device) for x in (self.data.train, *self.told))
+        else:
+            known = [self.row(n) for n in numbers]
+            ids, hidden, likeliest = (
+                torch.stack([getattr(row, x) for row in known]) for x in ("ids", "hidden", "likeliest")
+            )
+            states = {layer: torch.stack([row.states[layer] for row in known]).to(dtype) for layer in known[0].states}
         frozen = _frozen(self.model, self.method, ids, hidden.to(dtype), likeliest=likeliest)
         return Batch(ids, progress, states, frozen)
 
     def row(self, number: int) -> _Row:
         if number not in self._known:
             assert isinstance(self.data, Corpus)
-            ids, states = self.data.row(number, self.length).to(self.device), {}
-            if self.told is None:
-                said = read(self.model, self.method, ids[None])
-                hidden, likeliest = said.hidden[0].half(), said.likeliest[0]
-                states = {layer: x[0].to(torch.bfloat16) for layer, x in said.states.items()}  # some exceed float16
-            else:
-                at = slice(number * self.length, (number + 1) * self.length)
-                hidden, likeliest = (x[at].to(self.device) for x in self.told)
-            self._known[number] = _Row(ids, hidden, likeliest, states)
+            ids = self.data.row(number, self.length).to(self.device)
+            said = read(self.model, self.method, ids[None])
+            states = {layer: x[0].to(torch.bfloat16) for layer, x in said.states.items()}  # some exceed float16
+            self._known[number] = _Row(ids, said.hidden[0].half(), said.likeliest[0], states)
         return self._known[number]
 
 

@@ -23,7 +23,9 @@ from tokenmill.run.frozen import Said
 from tokenmill.run.generate import ends_of, refuse_too_long
 from tokenmill.run.session import Session
 
-PROMPT, ASKED, LENGTH, ROWS = 32, 48, 128, 16  # tokens of an opening, a question, an answer; texts at a time
+PROMPT, ASKED, LENGTH = 32, 48, 128  # tokens of an opening, a question, an answer
+AT_ONCE = {"cpu": 16, "cuda": 512}  # texts
+HELD_OUT = 1 << 14  # tokens at most that are written to judge by
 TEMPERATURE = 0.7
 
 
@@ -44,8 +46,8 @@ def own_text(
         kept = torch.load(file, weights_only=True)
         return Corpus(kept["train"], kept["held_out"]), (kept["states"], kept["likeliest"])
 
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    writer = pack(copy.deepcopy(model), AUTO) if on_cpu else model
+    device = next(model.parameters()).device.type
+    writer, rows = pack(copy.deepcopy(model), AUTO) if device == "cpu" else model, AT_ONCE.get(device, AT_ONCE["cpu"])
     ends = ends_of(model, tokenizer) if chats else frozenset()
 
     def encoded(text: str) -> list[int]:
@@ -66,16 +68,16 @@ def own_text(
         return [encoded(as_message(tokenizer, tokenizer.decode(row).strip())) for row in rows] if chats else rows
 
     def texts(ids: Tensor, first: int, tokens: int, told: str) -> tuple[Tensor, Said]:
-        groups = range(first, first + max(1, math.ceil(tokens / LENGTH)), ROWS)
+        groups = range(first, first + max(1, math.ceil(tokens / LENGTH)), rows)
         made: list[tuple[list[int], Tensor, Tensor]] = []
         for group in track(groups, told, console=console, transient=True, disable=console is None):
-            seeds = [seed * 1_000_003 + group + i for i in range(ROWS)]
-            made += written(writer, openings(ids, group, ROWS), LENGTH, TEMPERATURE, seeds, ends)
+            seeds = [seed * 1_000_003 + group + i for i in range(rows)]
+            made += written(writer, openings(ids, group, rows), LENGTH, TEMPERATURE, seeds, ends)
         columns = [torch.cat(column) for column in zip(*((s, x) for _, s, x in made), strict=True)]
         return torch.tensor([i for own, *_ in made for i in own]), (columns[0], columns[1])
 
     train, said = texts(data.train, 0, tokens, f"{tokens:,} tokens of its own")
-    held_out, _ = texts(data.held_out, 1 << 30, max(LENGTH, tokens // 10), "and some to judge by")
+    held_out, _ = texts(data.held_out, 1 << 30, max(LENGTH, min(tokens // 10, HELD_OUT)), "and some to judge by")
     store(file, {"train": train, "held_out": held_out, "states": said[0], "likeliest": said[1]})
     return Corpus(train, held_out), said
 

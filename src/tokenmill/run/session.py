@@ -10,7 +10,6 @@ reading.session(recipe)                      # a Session whose cache is what tha
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -28,6 +27,7 @@ from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import Pass
 from tokenmill.models.lanes import compact
 from tokenmill.models.plan import Plan, newest, plan_of, thin
+from tokenmill.ops.clock import clock
 from tokenmill.ops.logits import finite
 from tokenmill.run.adapt import Told
 from tokenmill.types import Bits, Keep, Merge, Trace
@@ -112,6 +112,7 @@ class Session:
         if valid is not None:
             order = valid.long().argsort(dim=-1, stable=True)
             ids, valid = ids.gather(1, order), valid.gather(1, order)
+        ids, valid = ids.to(self.model.device), None if valid is None else valid.to(self.model.device)
         if self.adapt is not None:
             self.adapt(ids, valid)
         many = all_logits or last > 1
@@ -139,16 +140,16 @@ class Session:
         return logits if many else logits[:, -1]
 
     def _forward(self, engine: Engine, ids: Tensor, valid: Tensor | None, want: int) -> Tensor:
-        began = time.perf_counter()
+        began = clock(self.model.device)
         mask = None
         if valid is not None:
             older = self.cache.columns if self.cache is not None else 0
             mask = torch.nn.functional.pad(valid.long(), (older, 0), value=1)
         logits = engine.logits(
-            want, input_ids=ids.to(self.model.device), attention_mask=mask, past_key_values=self.cache
+            want, input_ids=ids, attention_mask=mask, past_key_values=self.cache
         )  # fmt: skip
         self.cache = engine.cache
-        self._count(time.perf_counter() - began, ids.shape[1], ids.numel() if valid is None else int(valid.sum()))
+        self._count(clock(ids.device) - began, ids.shape[1], ids.numel() if valid is None else int(valid.sum()))
         return logits
 
     def _count(self, seconds: float, new: int, tokens: int) -> None:
@@ -166,7 +167,7 @@ class Session:
         Gives the logits after each (Q, V). Follow with accept(); until then nothing is decided about them. `blanks`
         (M, E) are embeddings of further nodes, after those that have a token.
         """
-        began = time.perf_counter()
+        began = clock(tokens.device)
         with torch.no_grad(), self.engaged() as engine:
             engine.tree = depths, seen
             given = {"input_ids": tokens[None]}
@@ -176,7 +177,7 @@ class Session:
             logits = engine.logits(0, **given, past_key_values=self.cache)
             self._pass = engine.last
         self._stats.forward_calls += 1
-        self._stats.decode_seconds += time.perf_counter() - began
+        self._stats.decode_seconds += clock(tokens.device) - began
         return logits[0]
 
     def accept(self, nodes: Sequence[int]) -> None:
@@ -332,20 +333,20 @@ def read_once(
         def observe(layer: int, trace: Trace) -> None:
             scored: dict[str, tuple[Tensor, Any]] = {}
             for recipe, plan in plans.items():
-                began = time.perf_counter()
+                began = clock(trace.keys.device)
                 free = merged.get(recipe) != layer - 1 and plan.pairs(layer, engine.decoder)
                 lower = below[-1] if below and free else None
                 decision = _decide(plan, trace, lower, scored)
                 if decision.merge is not None:
                     merged[recipe] = layer
                 reading.decisions[recipe].append(decision)
-                reading.decision_seconds[recipe] += time.perf_counter() - began
+                reading.decision_seconds[recipe] += clock(trace.keys.device) - began
             below[:] = [trace]
 
         engine.observe = observe
-        began = time.perf_counter()
+        began = clock(model.device)
         reading.logits = whole.read(ids, valid=valid)
-        reading.seconds = time.perf_counter() - began - sum(reading.decision_seconds.values())
+        reading.seconds = clock(model.device) - began - sum(reading.decision_seconds.values())
     return reading
 
 
