@@ -246,7 +246,8 @@ def test_compare_passes_everything_on(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "compare", lambda track, **kw: seen.update(kw, track=track))
     (tmp_path / "my.txt").write_text("my text")
     result = call(
-        "compare", "cache", "--model", "m", "--weights", "int8", "--methods", "snapkv(window=16), tova",
+        "compare", "cache", "--model", "m", "--weights", "int8", "--device", "cuda:1",
+        "--methods", "snapkv(window=16), tova",
         "--budgets", "0.5,0.1",
         "--input", tmp_path / "my.txt", "--out", tmp_path, "--resume", "--seed", 7, "--quick", "--prompt", "hello",
     )  # fmt: skip
@@ -256,6 +257,7 @@ def test_compare_passes_everything_on(monkeypatch, tmp_path):
         "track": "cache",
         "model": "m",
         "weights": "int8",
+        "device": "cuda:1",
         "methods": ["snapkv(window=16)", "tova"],
         "budgets": [0.5, 0.1],
         "input": tmp_path / "my.txt",
@@ -279,10 +281,13 @@ def test_reproduce_passes_everything_on(monkeypatch, tmp_path):
 
     seen = {}
     monkeypatch.setattr(module, "reproduce", lambda names, **kw: seen.update(kw, names=names))
-    result = call("reproduce", "h2o", "--out", tmp_path, "--quick", "--seeds", 5, "--model", "m", "--weights", "int4")
+    asked = ("--quick", "--seeds", 5, "--model", "m", "--weights", "int4", "--device", "mps")
+    result = call("reproduce", "h2o", "--out", tmp_path, *asked)
     assert result.exit_code == 0, result.output
     seen.pop("console")
-    assert seen == {"names": "h2o", "out": tmp_path, "quick": True, "seeds": 5, "model": "m", "weights": "int4"}
+    assert seen == {
+        "names": "h2o", "out": tmp_path, "quick": True, "seeds": 5, "model": "m", "weights": "int4", "device": "mps",
+    }  # fmt: skip
 
 
 # ---- run and explain, on a tiny model ----

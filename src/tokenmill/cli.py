@@ -332,6 +332,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder for weights and log; your cache if not given.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; the method's own number if not given.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.0, help="As many steps as fit into this, instead.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a batch; the method's own number if not given.")
+    ] = None,
     own: Annotated[int, typer.Option(min=0, help="Train on this many tokens that the model itself writes.")] = 0,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
@@ -354,7 +357,7 @@ def train(
     console = _console()
     made = fit(
         chosen, loaded, tokenizer, name=model if loaded is not None else "", text=text, out=out, steps=steps,
-        minutes=minutes, own=own, seed=seed, resume=resume, device=device, console=console,
+        minutes=minutes, rows=rows, own=own, seed=seed, resume=resume, device=device, console=console,
     )  # fmt: skip
     for what, value in made.held_out.items():
         console.print(f"{value:10.4f}  {what}, on held-out text", highlight=False)

@@ -108,6 +108,6 @@ def install(setattr_):
     """Put the fake where compare finds a model: setattr_(object, name, value) is monkeypatch.setattr or setattr."""
     from tokenmill.bench import compare
 
-    setattr_(compare, "_load", lambda model, weights: (Network(), Characters()))
+    setattr_(compare, "_load", lambda model, weights, device: (Network(), Characters()))
     setattr_(compare, "_engine", lambda: ENGINE)
     setattr_(tasks, "plan", small_plan)

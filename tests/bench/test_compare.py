@@ -97,7 +97,7 @@ def test_rows():
     ],
 )
 def test_mistakes_cost_no_run(tmp_path, monkeypatch, options, error, said):
-    monkeypatch.setattr(bench, "_load", lambda model, weights: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(bench, "_load", lambda model, weights, device: pytest.fail("the model was loaded first"))
     with pytest.raises(error, match=said):
         compare("cache", out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
@@ -120,7 +120,7 @@ def test_resume_with_other_settings_weights_or_without_being_asked(fake, tmp_pat
     other = fakes.Network()
     with torch.no_grad():
         other.weight[3] += 1
-    monkeypatch.setattr(bench, "_load", lambda model, weights: (other, fakes.Characters()))
+    monkeypatch.setattr(bench, "_load", lambda model, weights, device: (other, fakes.Characters()))
     with pytest.raises(StoreError, match="other weights of smollm2"):
         run(tmp_path, methods=["knorm"], resume=True)
 
@@ -179,7 +179,7 @@ def test_logits_that_are_not_numbers_are_a_row_without_quality(fake, tmp_path, m
 
 
 def test_a_model_whose_context_is_too_short_is_refused(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "_load", lambda model, weights: (fakes.Network(context=24), fakes.Characters()))
+    monkeypatch.setattr(bench, "_load", lambda model, weights, device: (fakes.Network(context=24), fakes.Characters()))
     with pytest.raises(ModelError, match="reads 24 tokens at most"):
         run(tmp_path, methods=["knorm"])
 
@@ -253,7 +253,7 @@ def test_reading_in_blocks_and_singly_agree(spec):
 
 
 def test_every_cache_method_runs_through_compare(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "_load", lambda model, weights: (tiny(), fakes.Characters()))
+    monkeypatch.setattr(bench, "_load", lambda model, weights, device: (tiny(), fakes.Characters()))
     monkeypatch.setattr(tasks, "plan", fakes.small_plan)
     console = Console(file=io.StringIO(), width=200)
     folder = compare("cache", out=tmp_path / "run", budgets=[0.25], console=console)

@@ -32,7 +32,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(bench, "_load", lambda model, weights: (tiny("llama"), tiny_tokenizer()))
+    monkeypatch.setattr(bench, "_load", lambda model, weights, device: (tiny("llama"), tiny_tokenizer()))
     monkeypatch.setattr(decode, "pass_cost", lambda model, widths, context: {w: 0.01 + 0.001 * w for w in widths})
 
 

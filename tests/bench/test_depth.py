@@ -32,7 +32,7 @@ def small_plan(quick=False, own_text=False):
 def folder(tmp_path_factory):
     """A run, and the place where others would go."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(bench, "_load", lambda model, weights: (tiny("llama"), fakes.Characters()))
+    patch.setattr(bench, "_load", lambda model, weights, device: (tiny("llama"), fakes.Characters()))
     patch.setattr(tasks, "depth_plan", small_plan)
     yield tmp_path_factory.mktemp("depth") / "run"
     patch.undo()

@@ -208,7 +208,7 @@ def test_beams_that_are_one_beam(spec):
 def test_pipeline():
     model, tokenizer = tiny("llama"), tiny_tokenizer()
     text = " ".join(f"w{i}" for i in range(10, 40))
-    ask = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    ask = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")  # else a GPU, if there is one
     plain = ask(text, max_new_tokens=8, do_sample=False)
     with applied(model, None):
         assert ask(text, max_new_tokens=8, do_sample=False) == plain

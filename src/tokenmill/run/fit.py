@@ -303,7 +303,7 @@ def _environment(parts: nn.Module) -> dict[str, Any]:
 
     weight = next(parts.parameters())
     return {
-        "machine": platform.processor() or platform.machine(),
+        "machine": torch.cuda.get_device_name(weight.device) if weight.is_cuda else platform.machine(),
         "threads": torch.get_num_threads(),
         "device": weight.device.type,
         "parameters": sum(p.numel() for p in parts.parameters()),

@@ -24,7 +24,7 @@ from tokenmill.run.generate import ends_of, refuse_too_long
 from tokenmill.run.session import Session
 
 PROMPT, ASKED, LENGTH = 32, 48, 128  # tokens of an opening, a question, an answer
-AT_ONCE = {"cpu": 16, "cuda": 512}  # texts
+AT_ONCE = 16, 2048  # texts: on a CPU, and at most where there is memory for so many
 HELD_OUT = 1 << 14  # tokens at most that are written to judge by
 TEMPERATURE = 0.7
 
@@ -46,8 +46,8 @@ def own_text(
         kept = torch.load(file, weights_only=True)
         return Corpus(kept["train"], kept["held_out"]), (kept["states"], kept["likeliest"])
 
-    device = next(model.parameters()).device.type
-    writer, rows = pack(copy.deepcopy(model), AUTO) if device == "cpu" else model, AT_ONCE.get(device, AT_ONCE["cpu"])
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    writer, rows = pack(copy.deepcopy(model), AUTO) if on_cpu else model, _at_once(model)
     ends = ends_of(model, tokenizer) if chats else frozenset()
 
     def encoded(text: str) -> list[int]:
@@ -80,6 +80,19 @@ def own_text(
     held_out, _ = texts(data.held_out, 1 << 30, max(LENGTH, min(tokens // 10, HELD_OUT)), "and some to judge by")
     store(file, {"train": train, "held_out": held_out, "states": said[0], "likeliest": said[1]})
     return Corpus(train, held_out), said
+
+
+def _at_once(model: Any) -> int:
+    """Texts that are written side by side: what half of a GPU's free memory holds."""
+    weight = next(model.parameters())
+    if weight.device.type != "cuda":
+        return AT_ONCE[0]
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_token = 4 * heads * size * config.num_hidden_layers * weight.element_size()  # keys and values, while they grow
+    a_text = (ASKED + LENGTH + PROMPT) * a_token + 32 * config.vocab_size  # and its logits, in a few forms
+    return max(AT_ONCE[0], min(AT_ONCE[1], torch.cuda.mem_get_info(weight.device)[0] // 2 // a_text))
 
 
 @torch.no_grad()

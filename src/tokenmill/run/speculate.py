@@ -63,7 +63,7 @@ def speculate(
         context = ids.new_tensor(text)
         hidden = session.hidden()[0, -shown:]
         seen = Verified(
-            context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool),
+            context, ids[0, -shown:], logits[0], torch.ones(shown, dtype=torch.bool, device=ids.device),
             hidden=hidden, before=F.pad(ids[0], (1, 0), value=-1)[-shown - 1 : -1],
             states={layer: states[0, -shown:] for layer, states in session.states().items()},
         )  # fmt: skip
@@ -107,7 +107,7 @@ def speculate(
             new = [*(read[node] for node in kept[1:]), token]
             text += new
             context = torch.cat([context, context.new_tensor(new)])
-            taken = torch.tensor([node in kept for node in range(nodes + 1)])
+            taken = torch.tensor([node in kept for node in range(nodes + 1)], device=tokens.device)
             states = {layer: states[0, : nodes + 1] for layer, states in session.states().items()}
             seen = Verified(
                 context, tokens, logits, taken, levels, hidden, context.new_tensor(before), states, beyond
