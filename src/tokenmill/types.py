@@ -230,6 +230,7 @@ class Growth:
     probabilities: Callable[[Tensor], Tensor]  # logits (M, V) -> what is drawn from, as the model's own tokens are
     room: float  # levels that fit the model's context
     cost: Callable[[int], float]  # relative time of a pass over so many tokens, root included; 1 for one token
+    asking: float = 0.0  # time of asking the source once, relative to a pass over one token; 0 where nobody timed it
 
 
 @dataclass(frozen=True)

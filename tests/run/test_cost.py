@@ -3,11 +3,11 @@
 import pytest
 
 from tiny import tiny
-from tokenmill.run.cost import cost_of, pass_cost, relative
+from tokenmill.run.cost import Cost, cost_of, pass_cost
 
 
 def test_a_curve_from_a_few_widths():
-    cost = relative({1: 2.0, 4: 3.0, 8: 2.5, 16: 6.0})
+    cost = Cost({1: 2.0, 4: 3.0, 8: 2.5, 16: 6.0})
     assert [cost(w) for w in (1, 4, 16)] == [1, 1.5, 3]
     assert cost(2) == pytest.approx(1 + 0.5 / 3)
     assert cost(8) == 1.5, "a wider pass that was measured faster is noise"

@@ -25,7 +25,7 @@ from tokenmill.bench.store import Store
 from tokenmill.errors import TokenmillError
 from tokenmill.method import get, recipe
 from tokenmill.models.trained import shipped
-from tokenmill.run.cost import pass_cost, relative
+from tokenmill.run.cost import Cost, pass_cost
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
 
@@ -193,7 +193,7 @@ def row_of(spec: str, cells: Cells, prompts: Sequence[Prompt], seed: int) -> Dec
     a_pass = [(len(c["ids"]) - 1) / max(1, c["passes"]) for c in mine]
     drafted, accepted = sum(c["drafted"] for c in mine), sum(c["accepted"] for c in mine)
     nodes = None if spec.startswith("model.") else drafted / max(1, sum(c["passes"] for c in mine))
-    cost = relative({int(w): s for w, s in cells[COST, 0, FULL][0]["seconds"].items()})
+    cost = Cost({int(w): s for w, s in cells[COST, 0, FULL][0]["seconds"].items()})
     categories = list(dict.fromkeys(p.category for p in prompts))
     within = {c: [i for i, p in enumerate(prompts) if p.category == c] for c in categories}
     nats = [c["nats"] for c in mine if c["nats"] is not None]

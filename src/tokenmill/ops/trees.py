@@ -183,7 +183,8 @@ def best_first(
 ) -> Sapling:
     """The `nodes` nodes with the largest product of chances from the root on, best first, at most `depth` deep.
 
-    Nodes whose product is below `least` are left out, and so is what hangs below them.
+    Nodes whose product is below `least` are left out, and so is what hangs below them. The source is not asked about
+    nodes that give it less to win than asking takes, if half of what they are worth is won below them.
 
     A node's value is at most its parent's. So whatever is among the best of all that is known is expanded, together,
     until nothing among them is unasked. `believe` says what a source's chance is worth.
@@ -192,7 +193,7 @@ def best_first(
     tree, where = Sapling(), {-1: -1}  # tree: all that was expanded; where: number -> its node there
     level, count = {-1: 0}, 0
     asked, values = [-1], {-1: 1.0}
-    while asked:
+    while asked and (not count or sum(values[n] for n in asked) / 2 >= grow.asking):
         guess = grow.look(tree, [where[n] for n in asked])
         for parent, row in zip(asked, guess.rows, strict=True):
             for token, chance in islice(row.items(), width):

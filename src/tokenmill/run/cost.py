@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,20 +35,19 @@ def pass_cost(model: Any, widths: Sequence[int] = WIDTHS, context: int = 256, *,
     return {width: statistics.median(taken) for width, taken in seconds.items()}
 
 
-def cost_of(model: Any, context: int = 256) -> Callable[[int], float]:
-    """Time of a pass by width, relative to one token; measured once for a model and a number of threads."""
-    key = id(model), torch.get_num_threads(), context.bit_length()
-    if key not in _measured:
-        _measured[key] = pass_cost(model, context=context)
-    return relative(_measured[key])
+class Cost:
+    """Time of a pass by width, relative to one token: 1 at one token, never falling, straight lines between.
 
+    `a_token` is the time of a pass over one token, in seconds.
+    """
 
-def relative(seconds: dict[int, float]) -> Callable[[int], float]:
-    """Measured seconds as a function of every width: 1 at one token, never falling, straight lines between."""
-    widths = sorted(seconds)
-    curve = [max(seconds[w] for w in widths[: i + 1]) / seconds[widths[0]] for i in range(len(widths))]
+    def __init__(self, seconds: dict[int, float]):
+        self.widths = sorted(seconds)
+        self.a_token = seconds[self.widths[0]]
+        self.curve = [max(seconds[w] for w in self.widths[: i + 1]) / self.a_token for i in range(len(seconds))]
 
-    def cost(width: int) -> float:
+    def __call__(self, width: int) -> float:
+        widths, curve = self.widths, self.curve
         place = bisect_left(widths, width)
         if place == 0:
             return curve[0]
@@ -57,4 +56,10 @@ def relative(seconds: dict[int, float]) -> Callable[[int], float]:
         left, right = widths[place - 1], widths[place]
         return curve[place - 1] + (curve[place] - curve[place - 1]) * (width - left) / (right - left)
 
-    return cost
+
+def cost_of(model: Any, context: int = 256) -> Cost:
+    """What a pass of this model costs; measured once for a model and a number of threads."""
+    key = id(model), torch.get_num_threads(), context.bit_length()
+    if key not in _measured:
+        _measured[key] = pass_cost(model, context=context)
+    return Cost(_measured[key])

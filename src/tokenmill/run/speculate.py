@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Generator, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -21,11 +22,12 @@ from tokenmill.ops.trees import chain, depths, from_root
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session
-from tokenmill.types import Draft, Growth, Said, Verified
+from tokenmill.types import Draft, Growth, Guess, Said, Tree, Verified
 
 # Newest prompt tokens whose logits a drafter is shown. The head over 256 of them costs as much as a dozen tokens and
 # gave no token more a pass; only a method that reads the prompt's states is shown so many.
 SHOWN, PROMPT = 16, 256
+FADE = 0.95  # of what asking took, what still counts an ask later
 COUNTED = 32  # entries of a table that a state's size is taken from
 
 
@@ -155,6 +157,8 @@ class Proposer:
         self.state: Any = None
         self.tree_state: Any = None
         self._growth = partial(Growth, generator=generator, probabilities=probabilities, cost=cost)
+        self._a_token = getattr(cost, "a_token", math.inf)  # seconds
+        self._spent, self._asked = 0.0, 0.0  # seconds of asking the source, and how often: the newest counts most
 
     @torch.no_grad()
     def __call__(self, seen: Verified, room: float) -> Draft:
@@ -172,9 +176,18 @@ class Proposer:
             return self._grown(seen, look, room)
 
     def _grown(self, seen: Verified, look: Callable[..., Any], room: float) -> Draft:
+        def timed(tree: Tree, at: Sequence[int]) -> Guess:
+            began = time.perf_counter()
+            guess = look(tree, at)
+            self._spent = FADE * self._spent + time.perf_counter() - began
+            self._asked = FADE * self._asked + 1
+            return guess
+
+        asking = self._spent / self._a_token / self._asked if self._asked else 0.0
+        grow = self._growth(look=timed, room=room, asking=asking)
         if not self.draft.stateful:
-            return self.draft(seen, self._growth(look=look, room=room))
-        guess, self.tree_state = self.draft(seen, self._growth(look=look, room=room), self.tree_state)
+            return self.draft(seen, grow)
+        guess, self.tree_state = self.draft(seen, grow, self.tree_state)
         return guess
 
     def recall(self, memory: dict[str, Any]) -> None:
