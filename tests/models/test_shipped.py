@@ -23,7 +23,7 @@ def test_each_says_how_it_was_trained(name):
     assert told["method"] == name
     assert told["plan"] == log["plan"]
     assert told["held_out"] == log["held_out"]
-    assert len(log["history"]) == told["steps"]
+    assert 0.99 * told["steps"] <= log["history"][-1]["step"] < told["steps"], "a log holds some hundred of them"
     assert log["history"][-1]["loss"] < log["history"][0]["loss"]
 
 

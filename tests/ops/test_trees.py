@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
-from tokenmill.ops.trees import accept_greedy, ancestors, chain, depths
-from tokenmill.types import Draft
+from tokenmill.ops.trees import accept_greedy, ancestors, best_first, chain, depths
+from tokenmill.types import Draft, Growth, Guess
 
 V = 13
 
@@ -85,3 +87,17 @@ def test_half_precision_and_int32():
     path, after = _accepted(draft, torch.eye(V)[[4, 2, 9]].bfloat16())
     assert path == [0, 1]
     assert after == 9
+
+
+@pytest.mark.parametrize(("asking", "wanted"), [(0.0, 4), (0.25, 4), (0.3, 3), (0.35, 2), (0.45, 1), (9.0, 1)])
+def test_a_source_is_asked_only_where_there_is_more_to_win_than_asking_takes(asking, wanted):
+    """Two guesses of 0.4 below each node: a level is worth 0.8 of the one above, half of which may be won below it."""
+    levels = []
+
+    def look(tree, at):
+        levels.append(len(at))
+        return Guess([{1: 0.4, 2: 0.4} for _ in at])
+
+    tree = best_first(Growth(look, None, lambda x: x, math.inf, lambda n: 1.0, asking), 30, 2, 4)
+    assert levels == [1, 2, 4, 8][:wanted]
+    assert len(tree.tokens) == sum([2, 4, 8, 16][:wanted])

@@ -8,7 +8,8 @@ import torch
 from tiny import ids, tiny
 from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import get, parse
-from tokenmill.methods.draft import judge, lud
+from tokenmill.method import method as method_of
+from tokenmill.methods.draft import judge, lud, token_recycling
 from tokenmill.methods.draft.chimera import Fusing
 from tokenmill.methods.draft.chimera import _states as chimera_states
 from tokenmill.methods.draft.clover import Regressive
@@ -125,6 +126,44 @@ def test_two_sources_of_which_one_has_a_model_or_a_trained_part(source, threshol
         assert out.stats.drafted > 0 or "auto" in recipe
     with pytest.raises(SpecError, match="goes first, as source="):
         parse(f"both(other={source})")
+
+
+def test_a_part_is_read_once_and_again_when_it_was_trained_anew(data, tmp_path):
+    model, method = copy.deepcopy(tiny("llama")), get("medusa")
+    fit(method, model, text=data, steps=2, rows=2, length=32)
+    first = learned(method, model)
+    assert learned(method(width=3), model).parts is not first.parts, "another spec is not taken for it"
+    first = learned(method, model)
+    assert learned(method, model) is first
+    made = fit(method, model, text=data, steps=3, rows=2, length=32)
+    again = learned(method, model)
+    assert again is not first
+    assert torch.equal(again.parts.state_dict()["blocks.0.weight"], made.parts.state_dict()["blocks.0.weight"])
+    other = fit(method, model, text=data, steps=4, rows=2, length=32, out=tmp_path / "own")
+    named = method(weights=str(other.path))
+    assert torch.equal(
+        learned(named, model).parts.state_dict()["blocks.0.weight"], other.parts.state_dict()["blocks.0.weight"]
+    )
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    with pytest.raises(ModelError, match="whose weights are not this model's"):
+        learned(named, model)
+    with pytest.raises(ModelError, match="no trained weights"):
+        learned(method, model)
+
+
+def test_what_asking_takes_is_known_to_a_tree_that_knows_what_a_pass_takes(data):
+    model, prompt, told = tiny("llama"), ids(1, 12)[0].tolist() * 3, []
+
+    @method_of(verb="draft", title="", role="tree", needs=("cost",))
+    def telling(seen, grow, *, source=token_recycling):
+        grow.look(Sapling(), [-1])
+        told.append(grow.asking)
+        return Sapling().draft(seen.context)
+
+    generate(model, None, [prompt], telling, max_new_tokens=6, ignore_eos=True)
+    assert told[0] == 0, "nobody was asked yet"
+    assert all(0 < asking < 50 for asking in told[1:])
 
 
 def test_untrained_medusa_is_the_models_own_head():

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -177,8 +178,23 @@ def trained(method: Method, model: Any = None, *, name: str = "MODEL") -> nn.Mod
 def learned(method: Method, model: Any) -> Learned:
     """The trained part of a method that runs, and what of the model it reads and writes by.
 
-    Beside a packed model a part that only guesses is packed as well: a pass waits for what it reads.
+    Beside a packed model a part that only guesses is packed as well: a pass waits for what it reads. What was read and
+    packed is kept as long as the model is, unless the file changes or the model moves.
     """
+    weight, file = next(model.parameters()), _found(method, model, "MODEL")
+    named = digest(model) if method.knobs.get("weights") else file.name  # which names the model too
+    stamp = file.stat().st_mtime_ns if file.is_file() else 0
+    key = repr(method), file, named, stamp, weight.device, weight.dtype, type(model.get_output_embeddings())
+    kept = _learned.setdefault(model, {})
+    if method.name not in kept or kept[method.name][0] != key:
+        kept[method.name] = key, _read(method, model)
+    return kept[method.name][1]
+
+
+_learned: WeakKeyDictionary[Any, dict[str, tuple[Any, Learned]]] = WeakKeyDictionary()
+
+
+def _read(method: Method, model: Any) -> Learned:
     parts = trained(method, model)
     if method.card.role == "source" and not isinstance(model.get_output_embeddings(), nn.Linear):
         from tokenmill.models.weights import pack_linear  # which needs a model's digest from here
@@ -206,7 +222,7 @@ def _found(method: Method, model: Any, name: str) -> Path:
     if own := method.knobs.get("weights"):
         return Path(own).expanduser()
     here = place(method, model)
-    for path in (here, place(method, model, SHIPPED)):
+    for path in (here, SHIPPED / here.name):
         if path.is_file():
             return path
     whose = "" if model is None else " for this model"

@@ -117,26 +117,30 @@ def figure(parts: Any, batch: Batch) -> dict[str, float]:
 )
 def chimera(
     seen: Verified,
-    state: Tensor | None,
+    state: list[Tensor] | None,
     learned: Learned,
     *,
     heads: int = 9,
     width: int = 6,
     words: int = 16384,
     weights: str | None = None,
-) -> tuple[object, Tensor]:
+) -> tuple[object, list[Tensor]]:
     assert seen.hidden is not None
     net: Any = learned.parts
-    new = net.held(seen.hidden[seen.accepted])  # nodes lie in the order of their line
-    held = new[-WINDOW:] if state is None else torch.cat([state, new])[-WINDOW:]  # (T, 2, E)
-    distance = torch.arange(len(held) - 1, -1, -1, device=held.device)[None]  # (1, T)
+    held, unread = state or (net.held(seen.hidden[:0]), seen.hidden[:0])
+    new = seen.hidden[seen.accepted]  # nodes lie in the order of their line
+    state = [held, torch.cat([unread, new])[-WINDOW:]]  # (T, 2, E); (N, E) what is read only once somebody asks
     text = seen.context[-SHORT:].tolist()
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
+        if len(state[1]):
+            state[:] = torch.cat([state[0], net.held(state[1])])[-WINDOW:], state[1][:0]
+        held = state[0]
+        distance = torch.arange(len(held) - 1, -1, -1, device=held.device)[None]  # (1, T)
         lines = [[line[0]] * (SHORT - len(line)) + line for line in tree.ends(text, at, SHORT)]
         g = net.short(learned.embed(torch.tensor(lines, device=held.device)))  # (M, E)
         s = net.fuse(g, seen.newest, held, distance)
         told = torch.stack([net.told(one, level(tree, node)) for one, node in zip(s, at, strict=True)])
         return likeliest(learned.head(told), width)
 
-    return look, held
+    return look, state

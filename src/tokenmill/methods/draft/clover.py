@@ -103,9 +103,11 @@ def clover(
     weights: str | None = None,
 ) -> tuple[object, None]:
     net: Any = learned.parts
-    after = {-1: net.go_on(net.begin(seen.newest), learned.embed(seen.context[-1:])[0])}  # node -> (E,)
+    after: dict[int, Tensor] = {}  # node -> (E,)
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
+        if not after:
+            after[-1] = net.go_on(net.begin(seen.newest), learned.embed(seen.context[-1:])[0])
         while left := [node for node in at if node not in after]:
             new = [node for node in left if tree.parents[node] in after]
             above = torch.stack([after[tree.parents[node]] for node in new])

@@ -14,6 +14,7 @@ tokens of the vocabulary.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,5 +82,8 @@ def medusa(
     words: int = 16384,
     weights: str | None = None,
 ) -> tuple[object, None]:
-    logits = learned.head(learned.parts(seen.newest))  # (heads, V)
-    return by_level(logits, width), None
+    @cache
+    def said() -> Tensor:  # where another source is sure, nobody asks
+        return learned.head(learned.parts(seen.newest))  # (heads, V)
+
+    return lambda tree, at: by_level(said(), width)(tree, at), None
