@@ -35,6 +35,7 @@ from tokenmill.types import Learned
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 SAMPLE = 4096  # numbers a tensor that a model's digest looks at
+_learned: WeakKeyDictionary[Any, dict[str, tuple[Any, Learned]]] = WeakKeyDictionary()  # model -> method -> its part
 
 
 def source(method: Method) -> ModuleType:
@@ -189,9 +190,6 @@ def learned(method: Method, model: Any) -> Learned:
     if method.name not in kept or kept[method.name][0] != key:
         kept[method.name] = key, _read(method, model)
     return kept[method.name][1]
-
-
-_learned: WeakKeyDictionary[Any, dict[str, tuple[Any, Learned]]] = WeakKeyDictionary()
 
 
 def _read(method: Method, model: Any) -> Learned:

@@ -68,11 +68,13 @@ def own_text(
         return [encoded(as_message(tokenizer, tokenizer.decode(row).strip())) for row in rows] if chats else rows
 
     def texts(ids: Tensor, first: int, tokens: int, told: str) -> tuple[Tensor, Said]:
-        groups = range(first, first + max(1, math.ceil(tokens / LENGTH)), rows)
+        end = first + max(1, math.ceil(tokens / LENGTH))
+        groups = range(first, end, rows)
         made: list[tuple[list[int], Tensor, Tensor]] = []
         for group in track(groups, told, console=console, transient=True, disable=console is None):
-            seeds = [seed * 1_000_003 + group + i for i in range(rows)]
-            made += written(writer, openings(ids, group, rows), LENGTH, TEMPERATURE, seeds, ends)
+            count = min(rows, end - group)
+            seeds = [seed * 1_000_003 + group + i for i in range(count)]
+            made += written(writer, openings(ids, group, count), LENGTH, TEMPERATURE, seeds, ends)
         columns = [torch.cat(column) for column in zip(*((s, x) for _, s, x in made), strict=True)]
         return torch.tensor([i for own, *_ in made for i in own]), (columns[0], columns[1])
 

@@ -27,9 +27,9 @@ from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import Pass
 from tokenmill.models.lanes import compact
 from tokenmill.models.plan import Plan, newest, plan_of, thin
-from tokenmill.ops.clock import clock
 from tokenmill.ops.logits import finite
 from tokenmill.run.adapt import Told
+from tokenmill.run.clock import clock
 from tokenmill.types import Bits, Keep, Merge, Trace
 
 
