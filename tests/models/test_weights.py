@@ -13,12 +13,14 @@ import tokenmill as tm
 from tiny import ARCHITECTURES, VOCAB, ids, tiny
 from tiny_tokenizer import tiny_tokenizer
 from tokenmill.errors import ModelError
+from tokenmill.method import method
 from tokenmill.models import weights
 from tokenmill.models.apply import Engine
 from tokenmill.models.default import default_model
 from tokenmill.models.lean import KNOWN
 from tokenmill.models.weights import Blocks, Bytes, Half, Nibbles, Product, blocks_of_4, blocks_of_8, held, pack
 from tokenmill.run.session import Session
+from tokenmill.types import Depth
 
 COMPILED = weights.compiled()
 PACKED = ("float16", "int8", "int4")
@@ -227,6 +229,40 @@ def test_one_call_for_all_or_for_all_layers_says_what_layer_by_layer_says(name, 
     for b, *kept_b in others:
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
         assert kept_a == kept_b
+
+
+@method(verb="skip", title="")
+def some_layers(step, *, layers=(0, 2, 3), fill="missing"):
+    return Depth(tuple(range(step.layers)) if not step.generated else tuple(layers), fill=fill)
+
+
+@needs_numba
+@pytest.mark.parametrize("fill", ["missing", "carry"])
+@pytest.mark.parametrize("layers", [(0, 2, 3), (0, 3), (3,), (0, 2, 1, 3)])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
+def test_layers_between_those_that_are_left_out_are_one_call(name, layers, fill, monkeypatch):
+    model, seen = packed(name, "int4"), torch.ones(3, 3, dtype=torch.bool).tril()
+    seen[2, 1] = False
+    found, calls, recipe = [], [], some_layers(layers=layers, fill=fill)
+    kernels = Engine(model, tm.recipe("full")).lean.kernels
+    monkeypatch.setattr(kernels, "walk", _counted(kernels.walk, "walk", calls))
+    for way in ("walk", "layers"):
+        if way == "layers":
+            monkeypatch.setattr("tokenmill.models.engine.Pass._undecided", False)
+        several, one = Session(model, recipe), Session(model, recipe)
+        out = [several.read([[5, 6, 7], list(range(10, 50))]), one.read(ids(1, 45))]
+        out += [several.read(torch.tensor([[t], [t + 1]])) for t in range(30)]
+        out += [one.verify(torch.tensor([5, 6, 7]), torch.tensor([0, 1, 1]), seen)]
+        one.accept([0, 2])
+        out += [one.read(torch.tensor([[t]])) for t in range(30)]
+        found.append((out, [(s.kept(), s.stats.token_layers, s.stats.cache_bytes) for s in (several, one)]))
+    pieces = (
+        2 if fill == "carry" and layers in ((0, 2, 3), (0, 3)) else 1
+    )  # what is stored for a layer comes in between
+    assert len(calls) == 61 * pieces
+    (a, kept_a), (b, kept_b) = found
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert kept_a == kept_b
 
 
 def _counted(call, name, calls):

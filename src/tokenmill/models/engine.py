@@ -8,6 +8,7 @@ layer runs. The layers themselves (projections, norms, feed-forward) are the mod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -79,9 +80,17 @@ class Pass:
             return self._run_leaving(hidden)
         depth = self._depth()
         angles: dict[Any, Any] = {}
-        if self.lean is not None and self.lean.alike and depth is None and self._undecided:
-            return self.lean.norm(self._straight(self.lean, hidden))
-        for index in range(len(self.decoder.layers)) if depth is None else self._order(depth):
+        order: Sequence[int] = range(len(self.decoder.layers)) if depth is None else self._order(depth)
+        if self.lean is not None and self.lean.alike and self._undecided:
+            order = depth.layers if depth is not None and depth.fill == "missing" else order
+            for runs, group in groupby(order, lambda index: depth is None or index in depth.layers):
+                if runs:
+                    hidden = self._straight(self.lean, hidden, [*group])
+                else:
+                    for index in group:
+                        self._store(index, hidden, self._angles(angles, hidden, index))
+            return self.lean.norm(hidden)
+        for index in order:
             if depth is None or index in depth.layers:
                 hidden = self._layer(self.decoder.layers[index], hidden, self._angles(angles, hidden, index), index)
                 self.cache.token_layers += self.positions.numel()
@@ -100,7 +109,7 @@ class Pass:
         lanes = [store.lanes for store in self.cache.stores]
         last = last or self.new
         hidden, self.logits = lean.answer(ids, lanes, self.decoder.windows, self.positions, self.tree, last)
-        self._all_stored(hidden)
+        self._all_stored(hidden, range(len(lanes)))
         return hidden
 
     @property
@@ -115,18 +124,17 @@ class Pass:
             and all(store.lanes.rows and not (store.lanes.ragged or store.parts) for store in self.cache.stores)
         )
 
-    def _straight(self, lean: Lean, hidden: Tensor) -> Tensor:
-        """Hidden states (B, Q, E) through all layers in one call."""
-        cache, windows = self.cache, self.decoder.windows
+    def _straight(self, lean: Lean, hidden: Tensor, layers: Sequence[int]) -> Tensor:
+        """Hidden states (B, Q, E) through these layers in one call."""
+        lanes, windows = [self.cache.stores[i].lanes for i in layers], [self.decoder.windows[i] for i in layers]
         angles = self.decoder.angles(hidden, self.positions, 0)
-        hidden = lean.walk(hidden, angles, [s.lanes for s in cache.stores], windows, self.positions, self.tree)
-        self._all_stored(hidden)
+        hidden = lean.walk(hidden, angles, layers, lanes, windows, self.positions, self.tree)
+        self._all_stored(hidden, layers)
         return hidden
 
-    def _all_stored(self, hidden: Tensor) -> None:
-        """All layers hold the new tokens, and where one has a window some may leave it."""
+    def _all_stored(self, hidden: Tensor, layers: Sequence[int]) -> None:
+        """These layers hold the new tokens, and where one has a window some may leave it."""
         cache, windows = self.cache, self.decoder.windows
-        layers = range(len(cache.stores))
         cache.token_layers += self.positions.numel() * len(layers)
         self.stored.update(layers)
         for layer in layers if any(windows) else ():

@@ -148,18 +148,19 @@ class Lean:
         return self.kernels.threads()
 
     def walk(
-        self, hidden: Tensor, angles: tuple[Tensor, Tensor], lanes: list[Lanes], windows: Sequence[int | None],
-        at: Tensor, tree: Tensor | None,
+        self, hidden: Tensor, angles: tuple[Tensor, Tensor], layers: Sequence[int], lanes: list[Lanes],
+        windows: Sequence[int | None], at: Tensor, tree: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """All layers in one call, where no recipe has a say in between: hidden states (B, Q, E) to (B, Q, E).
+        """Several layers in one call, where no recipe has a say in between: hidden states (B, Q, E) to (B, Q, E).
 
-        What new tokens at positions `at` (B, Q) leave in every layer's lanes is appended to them.
+        `lanes` and `windows` are those of the `layers`. What new tokens at positions `at` (B, Q) leave in every
+        layer's lanes is appended to them.
         """
         bits, *sizes = self.layers[0].alike
         out = hidden.reshape(-1, hidden.shape[2]).clone()
         cos, sin = (x.reshape(-1, self.layers[0].size).numpy() for x in angles)
         caches = _room(lanes, windows, hidden.shape[1])
-        self.kernels.walk(bits, out.numpy(), self._weights, caches, *sizes, cos, sin, *_places(at, tree))
+        self.kernels.walk(bits, out.numpy(), self._weights[[*layers]], caches, *sizes, cos, sin, *_places(at, tree))
         _added(lanes, hidden.shape[1])
         return out.view_as(hidden)
 
