@@ -1,4 +1,4 @@
-"""On a GPU every method gives what it gives on the CPU. Skipped where there is none.
+"""On a GPU the methods give what they give on the CPU. Skipped where there is none.
 
 TOKENMILL_TEST_DEVICE names another device; `cpu` tries these tests themselves.
 """
