@@ -11,13 +11,13 @@ from functools import cache
 import pytest
 import torch
 
-from tiny import ARCHITECTURES, ids, tiny
+from tiny import ARCHITECTURES, VOCAB, ids, tiny
 from tiny_tokenizer import tiny_tokenizer
 from tokenmill import catalog
 from tokenmill.method import get, grown, parse
 from tokenmill.models.apply import applied
 from tokenmill.models.trained import trained
-from tokenmill.run.corpus import Corpus
+from tokenmill.run.corpus import Corpus, Tasks
 from tokenmill.run.cost import pass_cost
 from tokenmill.run.explain import explain
 from tokenmill.run.fit import fit
@@ -26,6 +26,7 @@ from tokenmill.run.own import written
 from tokenmill.run.probe import probe
 from tokenmill.run.session import read_once
 from tokenmill.run.train import train
+from tokenmill.run.transplant import transplant
 
 DEVICE = os.environ.get("TOKENMILL_TEST_DEVICE", "cuda")
 pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no GPU here")
@@ -224,3 +225,34 @@ def test_probes():
 def test_the_cost_of_a_pass_is_of_work_done():
     curve = pass_cost(there(), widths=(1, 8), context=64)
     assert all(seconds > 0 for seconds in curve.values())
+
+
+def test_a_larger_model_is_asked(data):
+    fit("r2r(layers=3)", there(), text=data, steps=4, rows=4, length=32)
+    _same("r2r(layers=3)")
+
+
+def test_adapters_are_mixed(data):
+    fit("token_lora", there(), text=Tasks(("one", "two", "three"), (data,) * 3), steps=4, rows=6, length=32)
+    _same("token_lora")
+
+
+def test_texts_worth_more_are_sought():
+    ours, theirs = (
+        generate(model, None, PROMPTS, "latent_seek(steps=3)", reward=lambda row, ids: -len({*ids}), **ASKED)
+        for model in (there(), tiny())
+    )
+    assert [o.ids for o in ours] == [o.ids for o in theirs]
+
+
+@pytest.mark.parametrize("method", ["omp_transplant(anchors=5)", "knn_transplant", "mean_transplant"])
+def test_transplants(method):
+    words = {f"w{i}": i for i in range(VOCAB)}
+    known = {word: i for word, i in words.items() if i < 90}
+    (ours, told), (theirs, said) = (
+        transplant(model, known, donor, words, method)
+        for model, donor in ((there(), there("qwen2")), (tiny(), tiny("qwen2")))
+    )
+    assert (told.copied, told.rebuilt) == (said.copied, said.rebuilt) == (90, 7)
+    mine, other = (m.get_input_embeddings().weight.cpu() for m in (ours, theirs))
+    torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
