@@ -33,6 +33,7 @@ from tokenmill.bench.store import FILE, Store
 from tokenmill.bench.sweep import DECODE, PICTURE, PREFILL, READING, RowSpec, Sweep
 from tokenmill.errors import InputError, ModelError, StoreError, TokenmillError, did_you_mean
 from tokenmill.method import recipe
+from tokenmill.run.machine import machine
 
 TRACKS = ("cache", "decode", "depth")
 RUNS = Path("tokenmill-runs")
@@ -347,14 +348,8 @@ def _environment(network: Any, track: str, model: str, seed: int, quick: bool) -
     import torch
 
     weight = next(network.parameters())
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as info:
-            name = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), name)
-    if weight.device.type == "cuda":
-        name = torch.cuda.get_device_name(weight.device)
     return {
-        "machine": name,
+        "machine": machine(weight.device),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),

@@ -19,7 +19,7 @@ from torch import Tensor
 from tokenmill.bench.tasks import Sample, Speed
 from tokenmill.errors import ModelError
 from tokenmill.method import Recipe, recipe
-from tokenmill.run.clock import clock
+from tokenmill.run.machine import clock
 
 UNTOUCHED = recipe(None)
 

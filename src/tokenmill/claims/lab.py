@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from tokenmill.errors import ModelError
 from tokenmill.method import Method, Recipe
 from tokenmill.method import recipe as as_recipe
 from tokenmill.run import session as engine
+from tokenmill.run.machine import machine
 
 COPIED = 1.0  # nats a token
 MISSED = 0.1  # share of answers
@@ -214,12 +214,8 @@ def environment(model: Any, quick: bool) -> dict[str, Any]:
     from tokenmill import __version__
 
     weight = next(model.parameters())
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as info:
-            name = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), name)
     return {
-        "machine": torch.cuda.get_device_name(weight.device) if weight.device.type == "cuda" else name,
+        "machine": machine(weight.device),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # seconds mean little above cores

@@ -81,23 +81,21 @@ class Pass:
         depth = self._depth()
         angles: dict[Any, Any] = {}
         order: Sequence[int] = range(len(self.decoder.layers)) if depth is None else self._order(depth)
-        if self.lean is not None and self.lean.alike and self._undecided:
-            order = depth.layers if depth is not None and depth.fill == "missing" else order
-            for runs, group in groupby(order, lambda index: depth is None or index in depth.layers):
+        straight = self.lean if self.lean is not None and self.lean.alike and self._undecided else None
+        if straight is not None and depth is not None and depth.fill == "missing":
+            order = depth.layers  # nothing comes in between
+        for runs, group in groupby(order, lambda index: depth is None or index in depth.layers):
+            if runs and straight is not None:
+                hidden = self._straight(straight, hidden, [*group])
+                continue
+            for index in group:
                 if runs:
-                    hidden = self._straight(self.lean, hidden, [*group])
-                else:
-                    for index in group:
-                        self._store(index, hidden, self._angles(angles, hidden, index))
-            return self.lean.norm(hidden)
-        for index in order:
-            if depth is None or index in depth.layers:
-                hidden = self._layer(self.decoder.layers[index], hidden, self._angles(angles, hidden, index), index)
-                self.cache.token_layers += self.positions.numel()
-            elif depth.fill == "carry":
-                self._store(index, hidden, self._angles(angles, hidden, index))
-            if index in self.watched:
-                self.states[index] = hidden
+                    hidden = self._layer(self.decoder.layers[index], hidden, self._angles(angles, hidden, index), index)
+                    self.cache.token_layers += self.positions.numel()
+                elif depth is not None and depth.fill == "carry":
+                    self._store(index, hidden, self._angles(angles, hidden, index))
+                if index in self.watched:
+                    self.states[index] = hidden
         return self.decoder.final_norm(hidden) if self.lean is None else self.lean.norm(hidden)
 
     def answer(self, ids: Tensor, last: int) -> Tensor | None:

@@ -183,9 +183,9 @@ def learned(method: Method, model: Any) -> Learned:
     packed is kept as long as the model is, unless the file changes or the model moves.
     """
     weight, file = next(model.parameters()), _found(method, model, "MODEL")
-    named = digest(model) if method.knobs.get("weights") else file.name  # which names the model too
+    base = digest(model) if method.knobs.get("weights") else ""  # else the file's name says it
     stamp = file.stat().st_mtime_ns if file.is_file() else 0
-    key = repr(method), file, named, stamp, weight.device, weight.dtype, type(model.get_output_embeddings())
+    key = repr(method), file, base, stamp, weight.device, weight.dtype, type(model.get_output_embeddings())
     kept = _learned.setdefault(model, {})
     if method.name not in kept or kept[method.name][0] != key:
         kept[method.name] = key, _read(method, model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import islice
 
 import torch
@@ -122,11 +123,15 @@ def likeliest(logits: Tensor, width: int) -> Guess:
     return Guess(as_rows(*top_chances(logits, width)), logits)
 
 
-def by_level(logits: Tensor, width: int) -> Callable[[Tree, Sequence[int]], Guess]:
-    """What a source says that knows one distribution for each level below the root, logits (L, V): none below L."""
+def by_level(said: Callable[[], Tensor], width: int) -> Callable[[Tree, Sequence[int]], Guess]:
+    """What a source says that knows one distribution for each level below the root: none below L.
+
+    `said` gives their logits (L, V). It is called once, and only if somebody asks.
+    """
+    known = cache(said)
 
     def look(tree: Tree, at: Sequence[int]) -> Guess:
-        deep = [level(tree, node) for node in at]
+        logits, deep = known(), [level(tree, node) for node in at]
         if not len(logits):
             return Guess([{} for _ in at])
         guess = likeliest(logits[[min(d, len(logits) - 1) for d in deep]], width)

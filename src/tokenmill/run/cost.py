@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tokenmill.run.clock import clock
+from tokenmill.run.machine import clock
 from tokenmill.run.session import Session
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

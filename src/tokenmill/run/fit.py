@@ -28,6 +28,7 @@ from tokenmill.models.trained import about, build, digest, place, save, shaping,
 from tokenmill.run.corpus import Corpus, Tasks, corpus, tasks
 from tokenmill.run.drafter import second_model
 from tokenmill.run.frozen import Reader, read
+from tokenmill.run.machine import machine
 from tokenmill.run.own import own_text
 
 DEFAULTS: dict[str, Any] = {"steps": 400, "lr": 1e-3, "rows": 8, "length": 128}
@@ -296,14 +297,13 @@ def _log(path: Path, told: dict[str, Any]) -> None:
 
 
 def _environment(parts: nn.Module) -> dict[str, Any]:
-    import platform
     from importlib.metadata import version
 
     from tokenmill import __version__
 
     weight = next(parts.parameters())
     return {
-        "machine": torch.cuda.get_device_name(weight.device) if weight.is_cuda else platform.machine(),
+        "machine": machine(weight.device),
         "threads": torch.get_num_threads(),
         "device": weight.device.type,
         "parameters": sum(p.numel() for p in parts.parameters()),

@@ -29,7 +29,7 @@ from tokenmill.models.lanes import compact
 from tokenmill.models.plan import Plan, newest, plan_of, thin
 from tokenmill.ops.logits import finite
 from tokenmill.run.adapt import Told
-from tokenmill.run.clock import clock
+from tokenmill.run.machine import clock
 from tokenmill.types import Bits, Keep, Merge, Trace
 
 

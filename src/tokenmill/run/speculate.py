@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,6 +20,7 @@ from tokenmill.models.trained import learned, watched
 from tokenmill.ops.trees import chain, depths, from_root
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
+from tokenmill.run.machine import clock
 from tokenmill.run.session import Session
 from tokenmill.types import Draft, Growth, Guess, Said, Tree, Verified
 
@@ -177,9 +177,9 @@ class Proposer:
 
     def _grown(self, seen: Verified, look: Callable[..., Any], room: float) -> Draft:
         def timed(tree: Tree, at: Sequence[int]) -> Guess:
-            began = time.perf_counter()
+            began = clock(seen.context.device)
             guess = look(tree, at)
-            self._spent = FADE * self._spent + time.perf_counter() - began
+            self._spent = FADE * self._spent + clock(seen.context.device) - began
             self._asked = FADE * self._asked + 1
             return guess
 

@@ -88,6 +88,8 @@ def hidden_transfer(
     words: int = 16384,
     weights: str | None = None,
 ) -> tuple[object, None]:
-    assert learned.above is not None
-    logits = learned.head(learned.above(layers - 1, learned.parts(seen.states[layers - 1][seen.tip])))  # (future, V)
-    return by_level(logits, width), None
+    def said() -> Tensor:
+        assert learned.above is not None
+        return learned.head(learned.above(layers - 1, learned.parts(seen.states[layers - 1][seen.tip])))  # (future, V)
+
+    return by_level(said, width), None

@@ -14,7 +14,6 @@ tokens of the vocabulary.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -82,8 +81,4 @@ def medusa(
     words: int = 16384,
     weights: str | None = None,
 ) -> tuple[object, None]:
-    @cache
-    def said() -> Tensor:  # where another source is sure, nobody asks
-        return learned.head(learned.parts(seen.newest))  # (heads, V)
-
-    return lambda tree, at: by_level(said(), width)(tree, at), None
+    return by_level(lambda: learned.head(learned.parts(seen.newest)), width), None

@@ -77,4 +77,4 @@ def placeholders(
     logits = seen.beyond if seen.beyond is not None and bool(seen.accepted[-1]) else seen.logits[:0]  # (0 .. future, V)
     sure = logits.float().softmax(-1).amax(-1) > threshold
     unit = int(sure.long().cumprod(0).sum())  # how many in a row are sure
-    return by_level(logits[:unit], width), None
+    return by_level(lambda: logits[:unit], width), None
