@@ -78,6 +78,8 @@ class Trace:
     scale: float  # what the model multiplies q.k with
     rotary: Rotary | None = None  # None for models with learned positions (GPT-2)
     window: int | None = None  # the layer's own sliding window
+    softcap: float | None = None  # scores s are softcap * tanh(s / softcap)
+    sinks: Tensor | None = None  # (H,) score of an empty slot that every query sees
     prompt: bool = True  # False once tokens are being generated
     generated: int = 0  # tokens generated so far, those of this pass included
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,23 +12,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from tokenmill.errors import InputError, ModelError, RecipeError
+from tokenmill.errors import InputError, RecipeError
 from tokenmill.method import Method, Recipe
 from tokenmill.method import recipe as as_recipe
-from tokenmill.models.architectures import TESTED, Decoder, decoder_of
+from tokenmill.models.admission import admitted
+from tokenmill.models.architectures import Decoder, decoder_of
 from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import NAME, Pass
 from tokenmill.models.lean import lean_of
 from tokenmill.models.plan import Plan, plan_of
 
-_checked: set[tuple[type, str]] = set()  # model classes whose walk was compared with their own forward
+@dataclass
+class DecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """What a decoder gives, with the fields that wrappers look for."""
+
+    router_logits: tuple[Tensor, ...] | None = None  # of mixtures of experts: never kept
 
 
 class Engine:
     """Stands in for the forward of a model's decoder while the model is under a recipe."""
 
-    def __init__(self, model: Any, recipe: Recipe):
-        self.decoder: Decoder = decoder_of(model)
+    def __init__(self, model: Any, recipe: Recipe, decoder: Decoder | None = None):
+        self.decoder = decoder_of(model) if decoder is None else decoder
         self.recipe = recipe
         self.plan = plan_of(recipe, self.decoder)
         self.lean = lean_of(self.decoder)
@@ -52,13 +58,13 @@ class Engine:
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
+    ) -> DecoderOutput:
         """The decoder's forward: ids (B, Q) to hidden states (B, Q, E)."""
-        for asked in ("output_attentions", "output_hidden_states"):
+        for asked in ("output_attentions", "output_hidden_states", "output_router_logits"):
             if kwargs.get(asked):
                 raise RecipeError(f"{asked}=True: the engine does not keep them; ask the model outside of applied()")
         hidden = self.read(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
-        return BaseModelOutputWithPastAndCrossAttentions(
+        return DecoderOutput(
             last_hidden_state=hidden, past_key_values=self.cache if use_cache is not False else None
         )
 
@@ -170,6 +176,11 @@ class Engine:
         return F.pad(hidden, (0, 0, positions.shape[1] - 1, 0), value=torch.nan)
 
     def _cache(self, past: Any) -> MillCache:
+        if getattr(past, "is_compileable", False) and not isinstance(past, MillCache):
+            raise RecipeError(
+                f"a {type(past).__name__} cannot hold what a recipe keeps; let generate use its default cache, not a "
+                "static one"
+            )
         if past is None or (not isinstance(past, MillCache) and past.get_seq_length() == 0):
             cache = self.new_cache()
             cache.recording = any(getattr(layer, "record_past", False) for layer in getattr(past, "layers", ()))
@@ -197,11 +208,7 @@ class Engine:
             raise InputError(f"the cache holds {len(seen)} rows and the input has {rows}")
         if self.tree is not None:
             return seen[:, None] + self.tree[0]
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            raise RecipeError(
-                "the engine builds its masks from positions; give a 2D attention_mask (1 = token, 0 = padding), and "
-                "let generate use its default cache, not a static one"
-            )
+        mask = _padding_of(mask, new, cache.columns, next((w for w in self.decoder.windows if w), None))
         if mask is None:
             positions = seen[:, None] + torch.arange(new, device=device)
         else:
@@ -248,8 +255,15 @@ def applied(model: Any, recipe: str | Method | Recipe | None = None) -> Iterator
 @contextmanager
 def engaged(model: Any, recipe: Recipe) -> Iterator[Engine]:
     """`applied`, for loops of Tokenmill's own."""
-    engine = Engine(model, recipe)
-    _self_check(model, engine)
+    engine = Engine(model, recipe, admitted(model, lambda: _unchecked(model)))
+    with _installed(model, engine):
+        yield engine
+
+
+@contextmanager
+def _unchecked(model: Any) -> Iterator[Engine]:
+    """The model under the engine without a recipe, while it is found out whether that is right."""
+    engine = Engine(model, Recipe(()))
     with _installed(model, engine):
         yield engine
 
@@ -258,8 +272,9 @@ def engaged(model: Any, recipe: Recipe) -> Iterator[Engine]:
 def _installed(model: Any, engine: Engine) -> Iterator[None]:
     base = engine.decoder.base
     before_forward = base.__dict__.get("forward")
-    before_attention = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    config = base.config  # a wrapper's other models, such as its vision tower, go on as they are
+    before_attention = config._attn_implementation_internal
+    config._attn_implementation_internal = NAME
     base.forward = engine.forward
     try:
         yield
@@ -268,22 +283,29 @@ def _installed(model: Any, engine: Engine) -> Iterator[None]:
             del base.forward
         else:
             base.forward = before_forward
-        model.set_attn_implementation(before_attention)
+        config._attn_implementation_internal = before_attention
 
 
-def _self_check(model: Any, engine: Engine) -> None:
-    """Families outside the test-suite: compare the walk with the model's own forward once; refuse if they differ."""
-    key = (type(model), engine.decoder.kind)
-    if engine.decoder.kind in TESTED or key in _checked:
-        return
-    ids = torch.arange(5, 13, device=engine.decoder.device)[None] % model.config.get_text_config().vocab_size
-    with torch.no_grad():
-        own = model(ids).logits.float()
-        with _installed(model, Engine(model, Recipe(()))):
-            walked = model(ids).logits.float()
-    if not torch.allclose(own, walked, atol=1e-2 * float(own.std())):
-        raise ModelError(
-            f"'{engine.decoder.kind}' is built differently from the decoders the engine knows "
-            f"(logits differ by {float((own - walked).abs().max()):.2g}); it knows {', '.join(TESTED)}"
-        )
-    _checked.add(key)
+def _padding_of(mask: Any, new: int, old: int, window: int | None) -> Tensor | None:
+    """The 2D mask (1 = token, 0 = padding) behind what a model was given, for its newest columns.
+
+    A wrapper hands its decoder a mask (B, 1, Q, T) for each type of layer. Beside the padding it must be causal, and
+    inside the window for layers that have one.
+    """
+    if isinstance(mask, dict):
+        window = None if "full_attention" in mask else window
+        mask = mask.get("full_attention", mask.get("sliding_attention"))
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return mask
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[1:] == (1, new, old + new):
+        seen = (mask if mask.dtype == torch.bool else mask == 0)[:, 0]  # (B, Q, T)
+        real = torch.cat([seen[..., :old].any(1), seen[..., old:].diagonal(dim1=1, dim2=2)], 1)  # a token sees itself
+        expected = torch.ones(seen.shape[1:], dtype=torch.bool, device=seen.device).tril(old)
+        if window is not None:
+            expected = expected.triu(old - window + 1)
+        if bool(real[:, old:].any(-1).all()) and bool(((seen == (expected & real[:, None])) | ~real[:, old:, None]).all()):
+            return real
+    raise RecipeError(
+        "the engine builds its masks from positions; give a 2D attention_mask (1 = token, 0 = padding), and "
+        "let generate use its default cache, not a static one"
+    )

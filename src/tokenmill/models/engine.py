@@ -8,6 +8,7 @@ layer runs. The layers themselves (projections, norms, feed-forward) are the mod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenmill.errors import ModelError, RecipeError
 from tokenmill.models.architectures import Decoder
@@ -24,10 +24,19 @@ from tokenmill.models.cache import MillCache, Store
 from tokenmill.models.lanes import SLACK, Lanes, View, compact
 from tokenmill.models.lean import Lean
 from tokenmill.models.plan import Plan, newest
+from tokenmill.ops.attention import attend
 from tokenmill.types import Depth, Exit, Midway, Step, Trace
 
 NAME = "tokenmill"
+# What models hand to their attention and the engine computes, or knows from elsewhere.
+KNOWN = {
+    "dropout", "is_causal", "past_key_values", "position_embeddings", "position_ids", "s_aux", "scaling",
+    "sliding_window", "softcap", "use_cache",
+}  # fmt: skip
 PROBES = 8  # newest queries held while generating, for a method that packs
+
+
+_current: ContextVar[Any] = ContextVar("tokenmill", default=None)  # what attends: a Pass, or a probe of one layer
 
 
 class _Handover:
@@ -61,6 +70,8 @@ class Pass:
         self.carried: tuple[Tensor, Tensor, Tensor] | None = None  # queries, keys, values of rows that have left
         self.visible: Tensor | None = None  # (M,) positions the queries may see, for methods that walk
         self.pending: dict[int, Tensor] = {}  # queries that are decided about later: a tree's, once nodes are accepted
+        self.softcaps: dict[int, float | None] = {}  # by layer
+        self.sinks: dict[int, Tensor | None] = {}
         self.stored: set[int] = set()  # layers that stored this pass's tokens
         self.merged: set[int] = set()
         self.observe: Callable[[int, Trace], None] | None = (
@@ -204,7 +215,7 @@ class Pass:
 
         def logits() -> Tensor:
             self.cache.heads += len(hidden)
-            return self.decoder.model.get_output_embeddings()(self.decoder.final_norm(hidden[:, -1]))  # type: ignore[operator]
+            return self.decoder.logits(self.decoder.final_norm(hidden[:, -1]))
 
         return self.plan.exit(Midway(step, index, hidden[:, -1], before[:, -1], logits))
 
@@ -221,21 +232,13 @@ class Pass:
 
     def _store(self, index: int, hidden: Tensor, angles: Any) -> None:
         """Keys and values that a layer makes of a hidden state which skips it."""
-        layer = self.decoder.layers[index]
+        attention = getattr(self.decoder.layers[index], self.decoder.attention)
         self.store_only = True
-        self._call(getattr(layer, self.decoder.attention), getattr(layer, self.decoder.input_norm)(hidden), angles)
+        self._call(attention, self.decoder.attention_input(index, hidden), angles)
         self.store_only = False
 
     def _call(self, module: Any, hidden: Tensor, angles: Any) -> Any:
-        return module(
-            hidden,
-            attention_mask=None,
-            position_embeddings=angles,
-            position_ids=self.positions,
-            past_key_values=_Handover,
-            use_cache=True,
-            tokenmill=self,
-        )
+        return call(self.decoder, module, hidden, angles, self.positions, self)
 
     def _layer(self, layer: Any, hidden: Tensor, angles: Any, index: int) -> Tensor:
         if self.lean is not None:
@@ -306,8 +309,15 @@ class Pass:
 
     # ---- attention ----
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        """queries (B, H, Q, D) over the layer's store and the new keys, values (B, K, Q, D): (B, H, Q, D)."""
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float,
+        softcap: float | None = None, sinks: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """queries (B, H, Q, D) over the layer's store and the new keys, values (B, K, Q, D): (B, H, Q, D).
+
+        `softcap` c makes scores c tanh(score / c); `sinks` (H,) are the scores of an empty slot that all queries see.
+        """
+        self.softcaps[layer], self.sinks[layer] = softcap, sinks
         if self.going is None:
             return self._attend(layer, queries, keys, values, scale)
         if self.store_only:  # of rows that left: stored together with those of the rows that walk
@@ -346,8 +356,13 @@ class Pass:
             and self.plan.select is None
             and (window is None or (self.new <= window and self.visible is None))  # a walk leaves gaps
         ):
-            grouped = queries.shape[1] != keys.shape[1]
-            out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
+            if self.softcaps[layer] is None and self.sinks[layer] is None:
+                grouped = queries.shape[1] != keys.shape[1]
+                out = F.scaled_dot_product_attention(
+                    queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped
+                )
+            else:
+                out = self._read(layer, store, queries, scale, window)
         else:
             out = self._read(layer, store, queries, scale, window)
         if self.plan.walker is not None or (self.tree is not None and self._settles(layer)):
@@ -369,7 +384,7 @@ class Pass:
         if self.plan.select is not None:
             view = self._selected(layer, store, queries, scale)
         elif store.lanes.ragged and not store.parts and self.visible is None:
-            return self._read_lanes(store.lanes, folded, groups, scale, window).reshape(*queries.shape[:3], -1)
+            return self._read_lanes(layer, store.lanes, folded, groups, scale, window).reshape(*queries.shape[:3], -1)
         else:
             view = store.view()
         keys, values, positions = view
@@ -381,8 +396,13 @@ class Pass:
         else:
             from_positions = self._mask_of(positions, window)
             mask = from_positions[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)  # (B, K, G Q, T)
-        out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+        out = attend(folded, keys, values, mask, scale, self.softcaps[layer], self._folded_sinks(layer, folded))
         return out.reshape(*queries.shape[:3], -1)
+
+    def _folded_sinks(self, layer: int, folded: Tensor) -> Tensor | None:
+        """A layer's sinks for queries (B, K, G Q, D): (K, G Q)."""
+        sinks = self.sinks[layer]
+        return None if sinks is None else sinks.view(folded.shape[1], -1).repeat_interleave(self.new, 1)
 
     def _compiled(self, store: Store) -> bool:
         """Whether `Lean.read` reads this store: no part of it is packed, and no choice is made among what it holds."""
@@ -425,8 +445,11 @@ class Pass:
             mask = torch.where((node >= 0)[:, :, None], related & mask, mask)
         return mask | (at < 0)
 
-    def _read_lanes(self, lanes: Lanes, folded: Tensor, groups: int, scale: float, window: int | None) -> Tensor:
+    def _read_lanes(
+        self, layer: int, lanes: Lanes, folded: Tensor, groups: int, scale: float, window: int | None
+    ) -> Tensor:
         """Heads that keep different counts: lane by lane, so that no lane is padded to the longest."""
+        softcap, sinks = self.softcaps[layer], self._folded_sinks(layer, folded)
         out = folded.new_empty(*folded.shape[:3], lanes.values.shape[-1])
         for b, k, keys, values, positions in lanes.lanes():
             mask = None
@@ -438,12 +461,14 @@ class Pass:
                 if self.tree is not None:
                     mask[:, -self.tree.shape[1] :] &= self.tree
                 mask = (mask | (at < 0)).repeat(groups, 1)
-            out[b, k] = F.scaled_dot_product_attention(
+            out[b, k] = attend(
                 folded[b, k][None],
                 keys[None],
                 values[None],
-                attn_mask=None if mask is None else mask[None],
-                scale=scale,
+                None if mask is None else mask[None],
+                scale,
+                softcap,
+                None if sinks is None else sinks[k],
             )[0]
         return out
 
@@ -579,6 +604,8 @@ class Pass:
             scale=scale or self._scale(layer),
             rotary=self.decoder.rotaries[layer],
             window=window,
+            softcap=self.softcaps.get(layer),
+            sinks=self.sinks.get(layer),
             prompt=self.prompt,
             generated=self._generated(),
         )
@@ -635,6 +662,19 @@ class Pass:
             cache.peak = max(cache.peak, cache.nbytes)
 
 
+def call(decoder: Decoder, module: Any, hidden: Tensor, angles: Any, positions: Tensor, attends: Any) -> Any:
+    """A layer, or the attention of one, over hidden states (B, Q, E); `attends` gets its queries, keys and values."""
+    given = {} if angles is None else {"position_embeddings": angles}
+    before = _current.set(attends)
+    try:
+        return module(
+            hidden, attention_mask=None, position_ids=positions, use_cache=True,
+            **{decoder.cache_argument: _Handover}, **given,
+        )  # fmt: skip
+    finally:
+        _current.reset(before)
+
+
 def _own(x: Tensor) -> Tensor:
     """A tensor to be held: a slice of a larger one (GPT-2's queries are) would hold all of that."""
     return x if x.untyped_storage().nbytes() == x.numel() * x.element_size() else x.clone()
@@ -648,14 +688,24 @@ def _widened(state: Any, slots: int) -> Any:
 
 
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-    """What transformers calls for attention; outside a pass of ours it is plain sdpa."""
-    current = kwargs.pop("tokenmill", None)
+    """What transformers calls for attention while a recipe is applied."""
+    current = _current.get()
     if current is None:
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
-    for extra in ("softcap", "s_aux"):
-        if kwargs.get(extra) is not None:
-            raise ModelError(f"this model's attention has {extra}, which the engine does not compute")
-    out = current.attend(module.layer_idx, query, key, value, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+        raise ModelError(
+            f"{type(module).__name__} was called outside of the engine's pass while a recipe is applied; "
+            "call the model itself, or leave applied() first"
+        )
+    given = {**kwargs, "attention_mask": attention_mask}
+    unknown = sorted(name for name, value in given.items() if name not in KNOWN and value is not None and value is not False)
+    if unknown or kwargs.get("is_causal") is False:
+        raise ModelError(
+            f"{type(module).__name__} attends with {', '.join(unknown) or 'is_causal=False'}, which the engine does "
+            "not compute"
+        )
+    out = current.attend(
+        module.layer_idx, query, key, value, kwargs.get("scaling") or query.shape[-1] ** -0.5,
+        kwargs.get("softcap"), kwargs.get("s_aux"),
+    )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
 
 

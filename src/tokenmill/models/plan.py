@@ -77,9 +77,14 @@ def plan_of(recipe: Recipe, decoder: Decoder) -> Plan:
     for m in recipe:
         asked = [m, *(k for k in m.knobs.values() if isinstance(k, Method))]
         needs = {need for a in asked for need in a.card.needs}
-        if decoder.rotaries[0] is None and ("rotary" in needs or m.knobs.get("renumber")):
+        if None in decoder.rotaries and ("rotary" in needs or m.knobs.get("renumber")):
             hint = f"; use {m.name}(renumber=False, …)" if "renumber" in m.knobs else ""
-            raise RecipeError(f"{m!r} needs rotary positions and '{decoder.kind}' has learned ones{hint}")
+            why = "has learned ones" if decoder.learned_positions else "turns its keys in a way the engine does not know"
+            raise RecipeError(f"{m!r} needs rotary positions and '{decoder.kind}' {why}{hint}")
+        if m.verb == "skip" and not decoder.skippable:
+            raise RecipeError(f"{m!r} skips layers, and what the layers of '{decoder.kind}' store is not known then")
+        if m.verb == "skip" and m.card.acts == "exit" and not decoder.proven_head:
+            raise RecipeError(f"{m!r} reads logits between layers, and the head of '{decoder.kind}' is not known")
         if m.verb in ("score", "keep"):
             if m.name == "full":
                 continue

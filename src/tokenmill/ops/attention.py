@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenmill.types import Trace
@@ -27,14 +28,47 @@ def attention(trace: Trace, temperature: float = 1.0, noise: Tensor | None = Non
     shape = (trace.groups, trace.queries.shape[2])
     queries = wide(trace.queries).unflatten(1, (-1, trace.groups)).flatten(2, 3)  # (B, K, G Q, D): no key is repeated
     logits = (queries * (trace.scale / temperature) @ wide(trace.keys).mT).unflatten(2, shape)  # (B, K, G, Q, T)
+    if trace.softcap is not None:
+        logits = trace.softcap / temperature * (logits * (temperature / trace.softcap)).tanh()
     if noise is not None:
         logits += noise[:, :, None] / temperature
     hidden = ~seen_by(trace, last)[:, :, None]  # (B, K, 1, Q, T)
-    paid = logits.masked_fill_(hidden, torch.finfo(logits.dtype).min).softmax(-1)
+    logits.masked_fill_(hidden, torch.finfo(logits.dtype).min)
+    if trace.sinks is not None:
+        sinks = trace.sinks.to(logits).view(1, -1, trace.groups, 1) / temperature  # (1, K, G, 1)
+        paid = _softmax(logits, sinks.expand(*logits.shape[:-1]))
+    else:
+        paid = logits.softmax(-1)
     blind = hidden.all(-1, keepdim=True)  # (B, K, 1, Q, 1)
     if bool(blind.any()):  # else what is hidden is zero already, and another pass over the matrix is saved
         paid.masked_fill_(blind, 0)
     return paid.flatten(1, 2)
+
+
+def _softmax(scores: Tensor, sinks: Tensor) -> Tensor:
+    """softmax of scores (..., T) beside one more score (...), whose share is left out."""
+    return torch.cat([scores, sinks[..., None].to(scores)], -1).softmax(-1)[..., :-1]
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float,
+    softcap: float | None = None, sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """softmax(scale q.k) v, queries (..., Q, D) over slots (..., T, D), where mask (..., Q, T) is True: (..., Q, Dv).
+
+    `softcap` c makes scores c tanh(score / c); `sinks` (..., Q) are scores of an empty slot that each query sees too.
+    """
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+    scores = queries @ keys.mT * scale
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    scores = scores.float()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is None:
+        return scores.softmax(-1).to(queries.dtype) @ values
+    return _softmax(scores, sinks.expand(scores.shape[:-1])).to(queries.dtype) @ values
 
 
 def seen_by(trace: Trace, last: int | None = None) -> Tensor:

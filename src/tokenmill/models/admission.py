@@ -1,0 +1,181 @@
+"""Which models the engine runs: what it relies on is proven on the model itself, once for a configuration.
+
+The proof compares a prompt and several tokens after it with the model's own forward and the library's own cache. It
+also finds out, layer by layer, how a key moves from one position to another. A model that fails is refused in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from tokenmill.errors import ModelError, TokenmillError
+from tokenmill.models.architectures import Decoder, RotaryEmbedding, Unrotated, decoder_of, frequencies_of, logits_of
+from tokenmill.models.engine import call
+from tokenmill.types import Rotary
+
+PROMPT, FURTHER = 8, 4  # tokens
+PLACES = (0, 7, 150)  # positions between which a key is moved
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # mean difference of logits over their deviation
+HALF_TOLERANCE = 5e-2
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found out about a model."""
+
+    rotaries: tuple[Rotary | None, ...]  # per layer; None: how a key moves is not known
+    head: bool  # logits are those of `architectures.head_of`
+    skippable: bool  # a layer's attention reads what `Decoder.attention_input` gives
+
+
+Install = Callable[[], AbstractContextManager[Any]]  # puts the model under the engine without a recipe
+
+_by_model: WeakKeyDictionary[Any, Proof] = WeakKeyDictionary()
+_by_configuration: dict[tuple[Any, ...], Proof | ModelError] = {}
+
+
+def proof_of(model: Any, install: Install) -> Proof:
+    """The proof for this model, made the first time that its configuration comes. Raises ModelError."""
+    known = _by_model.get(model)
+    if known is not None:
+        return known
+    key = type(model), model.config.to_json_string(), model.dtype, str(model.device)
+    found = _by_configuration.get(key)
+    if found is None:
+        try:
+            found = _prove(model, install)
+        except ModelError as error:
+            found = error
+        _by_configuration[key] = found
+    if isinstance(found, ModelError):
+        raise ModelError(str(found))
+    _by_model[model] = found
+    return found
+
+
+def admitted(model: Any, install: Install) -> Decoder:
+    """The parts of a model that passed, with the rotary embedding of each layer."""
+    decoder, proof = decoder_of(model), proof_of(model, install)
+    return replace(decoder, rotaries=proof.rotaries, proven_head=proof.head, skippable=proof.skippable)
+
+
+def _prove(model: Any, install: Install) -> Proof:
+    decoder = decoder_of(model)
+    try:
+        with torch.no_grad():
+            final, logits = _compare(model, decoder, install)
+            with install():
+                rotaries, skippable = _layers(decoder)
+            head = _same(logits_of(model.config.get_text_config(decoder=True))(_head(model)(final)), logits)
+    except TokenmillError as error:
+        raise ModelError(f"the engine cannot run '{decoder.kind}': {error}") from error
+    except Exception as error:
+        raise ModelError(f"the engine cannot run '{decoder.kind}': {type(error).__name__}: {error}") from error
+    return Proof(rotaries, head, skippable)
+
+
+def _head(model: Any) -> Callable[[Tensor], Tensor]:
+    return model.get_output_embeddings()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    limit = TOLERANCE.get(other.dtype, HALF_TOLERANCE)
+    one, other = one.float(), other.float()
+    return bool((one - other).abs().mean() <= limit * other.std())
+
+
+def _compare(model: Any, decoder: Decoder, install: Install) -> tuple[Tensor, Tensor]:
+    """A prompt and further tokens, by the library and by the engine: final hidden states and logits of the newest."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = (torch.arange(5, 5 + PROMPT + FURTHER, device=decoder.device) * 7 % vocabulary)[None]
+
+    def read() -> tuple[list[Tensor], Any]:
+        out = model(ids[:, :PROMPT], use_cache=True)
+        logits = [out.logits]
+        for token in ids[:, PROMPT:].split(1, 1):
+            out = model(token, past_key_values=out.past_key_values, use_cache=True)
+            logits.append(out.logits)
+        return logits, out.past_key_values
+
+    library, _ = read()
+    with install() as engine:
+        ours, cache = read()
+        final = engine.hidden
+    for step, (expected, got) in enumerate(zip(library, ours, strict=True)):
+        if not _same(got, expected):
+            where = "the prompt" if step == 0 else f"token {step} after the prompt"
+            raise ModelError(
+                f"its logits differ from the library's at {where} "
+                f"(by {float((got - expected).abs().max()):.2g}, deviation {float(expected.std()):.2g})"
+            )
+    for layer, (store, window) in enumerate(zip(cache.stores, decoder.windows, strict=True)):
+        expected_count = PROMPT + FURTHER
+        if store.lanes.n != expected_count and not (window is not None and store.lanes.n >= min(window, expected_count)):
+            raise ModelError(f"layer {layer} stored {store.lanes.n} of {expected_count} tokens")
+    return final, library[-1]
+
+
+class _Probe:
+    """Takes the keys of one layer instead of attending."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Tensor:
+        self.keys = keys
+        return torch.zeros_like(queries[..., : values.shape[-1]])
+
+
+def _layers(decoder: Decoder) -> tuple[tuple[Rotary | None, ...], bool]:
+    """How each layer moves keys, and whether all attentions read what the decoder's record says."""
+    some = next(decoder.layers[0].parameters())
+    width = decoder.embed(torch.zeros(1, 1, dtype=torch.long, device=decoder.device), torch.zeros(
+        1, 1, dtype=torch.long, device=decoder.device
+    )).shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 1, width, generator=generator).to(some.device, _float_type(some)).expand(-1, len(PLACES), -1)
+    positions = torch.tensor([PLACES], device=some.device)
+    rotaries: list[Rotary | None] = []
+    skippable = True
+    for index, layer in enumerate(decoder.layers):
+        probe, angles = _Probe(), decoder.angles(hidden, positions, index)
+        inputs: list[Tensor] = []
+        attention = getattr(layer, decoder.attention)
+        handle = attention.register_forward_pre_hook(
+            lambda module, given, named, inputs=inputs: inputs.append(given[0] if given else named["hidden_states"]),
+            with_kwargs=True,
+        )
+        try:
+            call(decoder, layer, hidden, angles, positions, probe)
+        finally:
+            handle.remove()
+        skippable = skippable and len(inputs) == 1 and _same(decoder.attention_input(index, hidden), inputs[0])
+        assert probe.keys is not None
+        rotaries.append(None if decoder.learned_positions else _rotary(probe.keys, frequencies_of(decoder, index)))
+    return tuple(rotaries), skippable
+
+
+def _float_type(x: Tensor) -> torch.dtype:
+    return x.dtype if x.is_floating_point() else torch.float32
+
+
+def _rotary(keys: Tensor, frequencies: Tensor | None) -> Rotary | None:
+    """What turns the key (1, K, 3, D) of the first place into those of the others."""
+    size, candidates = keys.shape[-1], [Unrotated()]
+    if frequencies is not None and 2 * len(frequencies) <= size:
+        for start in dict.fromkeys((0, size - 2 * len(frequencies))):
+            candidates += [RotaryEmbedding(frequencies, half, start) for half in (True, False)]  # type: ignore[list-item]
+    limit = 1e-3 if keys.dtype in TOLERANCE else 2e-2
+    first = keys[:, :, :1].float().expand(-1, -1, len(PLACES), -1)
+    by = torch.tensor(PLACES, device=keys.device).expand(first.shape[:3])
+    for candidate in candidates:
+        if bool(((candidate.rotate(first, by) - keys.float()).abs().amax() <= limit * keys.float().abs().amax())):
+            return candidate
+    return None
