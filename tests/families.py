@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -52,8 +53,13 @@ VISION = {
     "patch_size": 14,
 }  # fmt: skip
 EXTRA: dict[str, dict[str, Any]] = {
-    "AXK2ForCausalLM": MLA, "DeepseekV2ForCausalLM": MLA, "DeepseekV3ForCausalLM": MLA, "DeepseekV32ForCausalLM": MLA,
-    "Glm4MoeLiteForCausalLM": MLA, "GlmMoeDsaForCausalLM": MLA, "Dots3NoteForCausalLM": MLA,
+    "AXK2ForCausalLM": MLA,
+    "DeepseekV2ForCausalLM": MLA,
+    "DeepseekV3ForCausalLM": MLA,
+    "DeepseekV32ForCausalLM": MLA,
+    "Glm4MoeLiteForCausalLM": MLA,
+    "GlmMoeDsaForCausalLM": MLA,
+    "Dots3NoteForCausalLM": MLA,
     "LongcatFlashForCausalLM": {**MLA, "head_dim": 8},
     "BambaForCausalLM": {"attn_layer_indices": [1, 3]},
     "JambaForCausalLM": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -66,6 +72,17 @@ EXTRA: dict[str, dict[str, Any]] = {
     "Zamba2ForCausalLM": {"layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1},
     "Gemma3ForConditionalGeneration": {"vision_config": VISION, "mm_tokens_per_image": 4},
     "ReformerModelWithLMHead": {"is_decoder": True, "axial_pos_shape": (16, 32), "axial_pos_embds_dim": (32, 32)},
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "ZayaForCausalLM": {"num_experts_per_tok": 1},
+    "DbrxForCausalLM": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4},
+    },
+    "CohereCompassForCausalLM": {"layer_types": ["full_attention"] * 4},
+    "Qwen4ExpForCausalLM": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "MusicgenForCausalLM": {"num_codebooks": 1},
+    "MusicgenMelodyForCausalLM": {"num_codebooks": 1},
+    "XmodForCausalLM": {"default_language": "en_XX"},
     "MoshiForCausalLM": {"audio_vocab_size": VOCAB},
 }
 
@@ -100,19 +117,12 @@ def tiny(name: str, **more: Any) -> Any:
 
 
 def _sizes(config_class: Any) -> dict[str, Any]:
-    """BASE for this configuration; where it is made of others, the text's."""
-    import inspect
-
-    names = set(inspect.signature(config_class.__init__).parameters) | set(getattr(config_class, "__annotations__", {}))
-    for parent in config_class.__mro__[1:]:
+    """BASE for this configuration and for those that it is made of."""
+    names = set(inspect.signature(config_class.__init__).parameters) | set(getattr(config_class, "attribute_map", {}))
+    for parent in config_class.__mro__:
         names |= set(getattr(parent, "__annotations__", {}))
-    names |= set(getattr(config_class, "attribute_map", {}))
     out = {key: value for key, value in BASE.items() if key in names}
-    sub = getattr(config_class, "sub_configs", {})
-    for key, sub_class in sub.items():
-        if isinstance(sub_class, type) and issubclass(sub_class, transformers.PretrainedConfig) and hasattr(sub_class, "model_type"):
-            try:
-                out[key] = _sizes(sub_class)
-            except Exception:
-                continue
+    for key, part in getattr(config_class, "sub_configs", {}).items():
+        if isinstance(part, type) and issubclass(part, transformers.PretrainedConfig):
+            out[key] = _sizes(part)
     return out

@@ -20,8 +20,8 @@ from tokenmill.models.architectures import Decoder, RotaryEmbedding, Unrotated, 
 from tokenmill.models.engine import call
 from tokenmill.types import Rotary
 
-PROMPT, FURTHER = 8, 4  # tokens
-PLACES = (0, 7, 150)  # positions between which a key is moved
+PROMPT, FURTHER = 8, 3  # tokens
+PLACES = (0, 7, 150)  # positions between which a key is moved, where the context has them
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # mean difference of logits over their deviation
 HALF_TOLERANCE = 5e-2
 
@@ -104,10 +104,17 @@ def _compare(model: Any, decoder: Decoder, install: Install) -> tuple[Tensor, Te
             logits.append(out.logits)
         return logits, out.past_key_values
 
-    library, _ = read()
+    try:
+        library, _ = read()
+    except Exception as error:
+        raise ModelError(f"its own forward fails: {type(error).__name__}: {error}") from error
     with install() as engine:
         ours, cache = read()
         final = engine.hidden
+    for layer, (store, window) in enumerate(zip(cache.stores, decoder.windows, strict=True)):
+        count = PROMPT + FURTHER
+        if store.lanes.n != count and not (window is not None and store.lanes.n >= min(window, count)):
+            raise ModelError(f"layer {layer} stored {store.lanes.n} of {count} tokens for attention")
     for step, (expected, got) in enumerate(zip(library, ours, strict=True)):
         if not _same(got, expected):
             where = "the prompt" if step == 0 else f"token {step} after the prompt"
@@ -115,10 +122,6 @@ def _compare(model: Any, decoder: Decoder, install: Install) -> tuple[Tensor, Te
                 f"its logits differ from the library's at {where} "
                 f"(by {float((got - expected).abs().max()):.2g}, deviation {float(expected.std()):.2g})"
             )
-    for layer, (store, window) in enumerate(zip(cache.stores, decoder.windows, strict=True)):
-        expected_count = PROMPT + FURTHER
-        if store.lanes.n != expected_count and not (window is not None and store.lanes.n >= min(window, expected_count)):
-            raise ModelError(f"layer {layer} stored {store.lanes.n} of {expected_count} tokens")
     return final, library[-1]
 
 
@@ -136,12 +139,17 @@ class _Probe:
 def _layers(decoder: Decoder) -> tuple[tuple[Rotary | None, ...], bool]:
     """How each layer moves keys, and whether all attentions read what the decoder's record says."""
     some = next(decoder.layers[0].parameters())
-    width = decoder.embed(torch.zeros(1, 1, dtype=torch.long, device=decoder.device), torch.zeros(
-        1, 1, dtype=torch.long, device=decoder.device
-    )).shape[-1]
+    width = decoder.embed(
+        torch.zeros(1, 1, dtype=torch.long, device=decoder.device),
+        torch.zeros(1, 1, dtype=torch.long, device=decoder.device),
+    ).shape[-1]
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, 1, width, generator=generator).to(some.device, _float_type(some)).expand(-1, len(PLACES), -1)
-    positions = torch.tensor([PLACES], device=some.device)
+    hidden = (
+        torch.randn(1, 1, width, generator=generator).to(some.device, _float_type(some)).expand(-1, len(PLACES), -1)
+    )
+    limit = decoder.switch or getattr(decoder.base.config, "max_position_embeddings", None) or PLACES[-1] + 1
+    places = torch.tensor(PLACES, device=some.device).clamp(max=limit - 1)
+    positions = places[None]
     rotaries: list[Rotary | None] = []
     skippable = True
     for index, layer in enumerate(decoder.layers):
@@ -158,7 +166,9 @@ def _layers(decoder: Decoder) -> tuple[tuple[Rotary | None, ...], bool]:
             handle.remove()
         skippable = skippable and len(inputs) == 1 and _same(decoder.attention_input(index, hidden), inputs[0])
         assert probe.keys is not None
-        rotaries.append(None if decoder.learned_positions else _rotary(probe.keys, frequencies_of(decoder, index)))
+        rotaries.append(
+            None if decoder.learned_positions else _rotary(probe.keys, places, frequencies_of(decoder, index))
+        )
     return tuple(rotaries), skippable
 
 
@@ -166,16 +176,17 @@ def _float_type(x: Tensor) -> torch.dtype:
     return x.dtype if x.is_floating_point() else torch.float32
 
 
-def _rotary(keys: Tensor, frequencies: Tensor | None) -> Rotary | None:
+def _rotary(keys: Tensor, places: Tensor, frequencies: Tensor | None) -> Rotary | None:
     """What turns the key (1, K, 3, D) of the first place into those of the others."""
-    size, candidates = keys.shape[-1], [Unrotated()]
+    size = keys.shape[-1]
+    candidates: list[Rotary] = [Unrotated()]
     if frequencies is not None and 2 * len(frequencies) <= size:
         for start in dict.fromkeys((0, size - 2 * len(frequencies))):
-            candidates += [RotaryEmbedding(frequencies, half, start) for half in (True, False)]  # type: ignore[list-item]
+            candidates += [RotaryEmbedding(frequencies, half, start) for half in (True, False)]
     limit = 1e-3 if keys.dtype in TOLERANCE else 2e-2
     first = keys[:, :, :1].float().expand(-1, -1, len(PLACES), -1)
-    by = torch.tensor(PLACES, device=keys.device).expand(first.shape[:3])
+    by = places.expand(first.shape[:3])
     for candidate in candidates:
-        if bool(((candidate.rotate(first, by) - keys.float()).abs().amax() <= limit * keys.float().abs().amax())):
+        if bool((candidate.rotate(first, by) - keys.float()).abs().amax() <= limit * keys.float().abs().amax()):
             return candidate
     return None

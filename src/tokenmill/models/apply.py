@@ -22,6 +22,7 @@ from tokenmill.models.engine import NAME, Pass
 from tokenmill.models.lean import lean_of
 from tokenmill.models.plan import Plan, plan_of
 
+
 @dataclass
 class DecoderOutput(BaseModelOutputWithPastAndCrossAttentions):
     """What a decoder gives, with the fields that wrappers look for."""
@@ -64,9 +65,7 @@ class Engine:
             if kwargs.get(asked):
                 raise RecipeError(f"{asked}=True: the engine does not keep them; ask the model outside of applied()")
         hidden = self.read(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
-        return DecoderOutput(
-            last_hidden_state=hidden, past_key_values=self.cache if use_cache is not False else None
-        )
+        return DecoderOutput(last_hidden_state=hidden, past_key_values=self.cache if use_cache is not False else None)
 
     def logits(self, last: int, **given: Any) -> Tensor:
         """What the model gives for these inputs: the logits (B, last, V) after the newest tokens, after all for 0."""
@@ -74,7 +73,7 @@ class Engine:
             return self.decoder.model(**given, use_cache=True, logits_to_keep=last).logits
         hidden = self.read(**given, last=last)
         assert self.last is not None
-        made = self.last.logits
+        made = self.last.logits if self.last.new == hidden.shape[1] else None  # else of the newest piece alone
         return self.decoder.head(hidden[:, -last:]) if made is None else made
 
     def read(
@@ -102,13 +101,79 @@ class Engine:
         cache.broken = (
             "a forward pass on this cache ended in an error, so it is incomplete; start again with a new cache"
         )
+        if self._crosses_switch(cache, positions):
+            input_ids, inputs_embeds, positions = self._whole_text(cache, input_ids, positions)
+        pieces = self._pieces(cache, positions)
         if self.plan.walker is not None:
             hidden = self._row_by_row(cache, input_ids, inputs_embeds, positions)
-        else:
+        elif len(pieces) == 1:
             hidden = self._pass(cache, input_ids, inputs_embeds, positions, last)
+        else:
+            outputs, states = [], []
+            for piece in pieces:
+                ids, embeds = (None if x is None else x[:, piece] for x in (input_ids, inputs_embeds))
+                outputs.append(self._pass(cache, ids, embeds, positions[:, piece]))
+                states.append(self.states)
+            hidden = torch.cat(outputs, 1)
+            self.states = {layer: torch.cat([each[layer] for each in states], 1) for layer in self.states}
+        hidden = hidden[:, -given.shape[1] :]  # of a text that was read again, what is new
         cache.broken = ""
         self.hidden = hidden
         return hidden
+
+    def _crosses_switch(self, cache: MillCache, positions: Tensor) -> bool:
+        """Whether longrope has other frequencies for the text with these tokens than for the text so far."""
+        switch = self.decoder.switch
+        if switch is None:
+            return False
+        shift = cache.shift[0] if cache.shift else torch.zeros_like(positions[:, 0])
+        before = 0 if cache.seen is None else int((cache.seen - shift).max())
+        after = 1 + int((positions - shift[:, None]).max())
+        return 0 < before <= switch < after
+
+    def _whole_text(self, cache: MillCache, ids: Tensor | None, positions: Tensor) -> tuple[Tensor, None, Tensor]:
+        """The text so far and what is new, as if nothing had been read: the cache is emptied."""
+        if (
+            ids is None
+            or cache.text is None
+            or self.plan.walker is not None
+            or self.plan.renumbers
+            or self.tree is not None
+        ):
+            raise RecipeError(
+                f"the text grows beyond {self.decoder.switch} tokens, where '{self.decoder.kind}' reads all of it "
+                f"again with other rotary frequencies; {self.recipe!r} cannot do so"
+            )
+        ids, positions = torch.cat([cache.text[0], ids], 1), torch.cat([cache.text[1], positions], 1)
+        generated, peak = cache.generated, cache.peak
+        cache.reset()
+        cache.generated, cache.peak = generated, peak
+        return ids, None, positions
+
+    def _pieces(self, cache: MillCache, positions: Tensor) -> list[slice]:
+        """A text longer than the context is read in pieces, where what is kept of it gets positions in the cache."""
+        new = positions.shape[1]
+        limit = self.decoder.switch or getattr(self.decoder.base.config, "max_position_embeddings", None)
+        if not self.plan.renumbers or limit is None or self.tree is not None:
+            return [slice(0, new)]
+        held = max((store.lanes.n for store in cache.stores if store.lanes.rows), default=0)
+        if held + new <= limit:
+            return [slice(0, new)]
+        assert self.plan.keep is not None
+        room = limit - max(held, self.plan.keep.knobs["slots"] or limit)
+        if room < 1:
+            raise RecipeError(
+                f"{self.plan.keep!r} keeps so much that nothing more fits into the context of {limit} tokens; give "
+                f"slots, and fewer than {limit}"
+            )
+        size = -(-new // -(-new // room))
+        pieces = [slice(at, min(at + size, new)) for at in range(0, new, size)]
+        if any(bool((positions[:, piece] < 0).all(-1).any()) for piece in pieces):
+            raise InputError(
+                f"the text is longer than the context of {limit} tokens, so it is read in pieces, and a whole piece of "
+                "one row would be padding; read rows of such different lengths apart"
+            )
+        return pieces
 
     def _pass(
         self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor, last: int | None = None
@@ -131,6 +196,8 @@ class Engine:
                 current.lean = None if hidden.requires_grad else self.lean
                 hidden = (current.run_walking if plan.walker is not None else current.run)(hidden)
         current.finish()
+        if self.decoder.switch is not None and tree is None:
+            cache.remember(ids, positions)
         self.last, self.states = current, current.states
         return hidden
 
@@ -272,7 +339,7 @@ def _unchecked(model: Any) -> Iterator[Engine]:
 def _installed(model: Any, engine: Engine) -> Iterator[None]:
     base = engine.decoder.base
     before_forward = base.__dict__.get("forward")
-    config = base.config  # a wrapper's other models, such as its vision tower, go on as they are
+    config: Any = base.config  # a wrapper's other models, such as its vision tower, go on as they are
     before_attention = config._attn_implementation_internal
     config._attn_implementation_internal = NAME
     base.forward = engine.forward
@@ -303,7 +370,9 @@ def _padding_of(mask: Any, new: int, old: int, window: int | None) -> Tensor | N
         expected = torch.ones(seen.shape[1:], dtype=torch.bool, device=seen.device).tril(old)
         if window is not None:
             expected = expected.triu(old - window + 1)
-        if bool(real[:, old:].any(-1).all()) and bool(((seen == (expected & real[:, None])) | ~real[:, old:, None]).all()):
+        if bool(real[:, old:].any(-1).all()) and bool(
+            ((seen == (expected & real[:, None])) | ~real[:, old:, None]).all()
+        ):
             return real
     raise RecipeError(
         "the engine builds its masks from positions; give a 2D attention_mask (1 = token, 0 = padding), and "

@@ -124,7 +124,9 @@ def _name(module: Any, names: Sequence[str]) -> str | None:
 def _part(module: Any, names: Sequence[str], kind: str) -> str:
     found = _name(module, names)
     if found is None:
-        raise ModelError(f"'{kind}': {type(module).__name__} has none of {', '.join(names)}, so the engine cannot run it")
+        raise ModelError(
+            f"'{kind}': {type(module).__name__} has none of {', '.join(names)}, so the engine cannot run it"
+        )
     return found
 
 
@@ -154,6 +156,16 @@ def head_of(model: Any, words: int | None = None) -> Callable[[Tensor], Tensor]:
         return finish(nn.functional.linear(states.to(weight.dtype), weight, bias))
 
     return head
+
+
+def context_of(model: Any) -> int | None:
+    """Tokens that a model's positions reach; None without a bound."""
+    config = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None)
+    scaling = getattr(config, "rope_parameters", None) or {}
+    if limit is not None and scaling.get("rope_type") == "dynamic":
+        return int(limit * scaling.get("factor", 1.0))  # frequencies change as the text grows beyond the trained length
+    return limit
 
 
 def _llama_like(model: Any, base: Any, config: Any, kind: str) -> Decoder:

@@ -139,6 +139,8 @@ class MillCache(Cache):
         self.token_layers = 0  # tokens times layers that were computed
         self.heads = 0  # tokens times exit heads that were computed
         self.peak = 0  # most bytes held at the end of a pass
+        # (B, C) ids and positions of all that was read, for models that may read it again: see Decoder.switch
+        self.text: tuple[Tensor, Tensor] | None = None
 
     # ---- what Tokenmill asks ----
 
@@ -177,6 +179,15 @@ class MillCache(Cache):
         out.stash = list(self.stash)
         out._select(torch.tensor([index], device=None if self.seen is None else self.seen.device))
         return out
+
+    def remember(self, ids: Tensor | None, positions: Tensor) -> None:
+        """Note tokens that were read."""
+        if ids is None or (self.text is None and self.columns > ids.shape[1]):
+            self.text = None
+        elif self.text is None:
+            self.text = ids, positions
+        else:
+            self.text = torch.cat([self.text[0], ids], 1), torch.cat([self.text[1], positions], 1)
 
     def join(self, layer: int, merge: Merge) -> None:
         """Store what a layer and the one below hold as one pair."""
@@ -252,6 +263,7 @@ class MillCache(Cache):
         if self.seen is not None:
             self.seen = self.seen[index]
         self.shift = [shift[index] for shift in self.shift]
+        self.text = None if self.text is None else (self.text[0][index], self.text[1][index])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._select(beam_idx)
@@ -281,6 +293,9 @@ class MillCache(Cache):
         assert self.seen is not None
         self.seen = self.seen + tokens_to_remove
         self.columns += tokens_to_remove
+        self.text = (
+            None if self.text is None else (self.text[0][:, :tokens_to_remove], self.text[1][:, :tokens_to_remove])
+        )
         for store in self.stores:
             positions = store.positions()
             store.keep((positions >= 0) & (positions < self.seen[:, None, None]))

@@ -25,6 +25,7 @@ from tokenmill.models.lanes import SLACK, Lanes, View, compact
 from tokenmill.models.lean import Lean
 from tokenmill.models.plan import Plan, newest
 from tokenmill.ops.attention import attend
+from tokenmill.ops.budget import asked
 from tokenmill.types import Depth, Exit, Midway, Step, Trace
 
 NAME = "tokenmill"
@@ -342,7 +343,9 @@ class Pass:
     def _attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         store = self.cache.stores[layer]
         fresh = not store.lanes.rows and not store.parts
-        store.lanes.append(keys, values, self.positions, self.valid)
+        # Keys that are turned again and again are stored in float32: half precision would drift.
+        stored = keys.float() if self.plan.renumbers and keys.dtype in (torch.float16, torch.bfloat16) else keys
+        store.lanes.append(stored, values, self.positions, self.valid)
         self.stored.add(layer)
         window = self.decoder.windows[layer]
         if self.store_only:
@@ -378,7 +381,7 @@ class Pass:
         within = within and self.plan.exit is None
         groups = queries.shape[1] // self._heads(store)
         folded = queries.reshape(queries.shape[0], -1, groups * self.new, queries.shape[3])  # (B, K, G Q, D)
-        if self._compiled(store):
+        if self._compiled(store) and not (window is not None and self.cache.shift):
             assert self.lean is not None
             return self.lean.read(store.lanes, queries, self.positions, window, self.tree, scale)
         if self.plan.select is not None:
@@ -388,13 +391,14 @@ class Pass:
         else:
             view = store.view()
         keys, values, positions = view
+        keys = keys.to(queries.dtype)
         even = store.even and self.visible is None and self.valid is None and within and self.plan.select is None
         if even and self._sees_all:
             mask = None
         elif even:
             mask = self._shared_mask(held, groups)
         else:
-            from_positions = self._mask_of(positions, window)
+            from_positions = self._mask_of(layer, positions, window)
             mask = from_positions[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)  # (B, K, G Q, T)
         out = attend(folded, keys, values, mask, scale, self.softcaps[layer], self._folded_sinks(layer, folded))
         return out.reshape(*queries.shape[:3], -1)
@@ -428,13 +432,25 @@ class Pass:
             self._mask = held, mask.repeat(groups, 1)
         return self._mask[1]
 
-    def _mask_of(self, positions: Tensor, window: int | None) -> Tensor:
+    def _distances(self, layer: int, positions: Tensor, newest: Tensor) -> Tensor:
+        """How far tokens at `positions` (B, K, T) lie behind the positions `newest` (B, Q): (B, K, Q, T).
+
+        Where kept tokens are renumbered, distances are counted in the cache, as the model sees them.
+        """
+        if self.cache.shift:
+            shift = self.cache.shift[layer][:, None]  # (B, 1)
+            slots = torch.arange(positions.shape[2], device=positions.device)
+            fresh = positions >= self._first()[:, None, None]
+            positions, newest = torch.where(fresh, positions - shift[..., None], slots), newest - shift
+        return newest[:, None, :, None] - positions[:, :, None, :]
+
+    def _mask_of(self, layer: int, positions: Tensor, window: int | None) -> Tensor:
         """From positions alone: (B, K, Q, T). Padding queries see everything, so that nothing becomes NaN."""
         at = self.positions[:, None, :, None]  # (B, 1, Q, 1)
         slot = positions[:, :, None, :]  # (B, K, 1, T)
         mask = (slot >= 0) & (slot <= at)
         if window is not None:
-            mask &= at - slot < window
+            mask &= self._distances(layer, positions, self.positions) < window
         if self.visible is not None:
             mask &= torch.isin(slot, self.visible.to(slot.dtype))
         if self.tree is not None:
@@ -451,13 +467,14 @@ class Pass:
         """Heads that keep different counts: lane by lane, so that no lane is padded to the longest."""
         softcap, sinks = self.softcaps[layer], self._folded_sinks(layer, folded)
         out = folded.new_empty(*folded.shape[:3], lanes.values.shape[-1])
+        assert not self.cache.shift, "renumbered tokens are the same in all heads"
         for b, k, keys, values, positions in lanes.lanes():
             mask = None
             if not self._sees_all or window is not None or self.valid is not None:
                 at = self.positions[b][:, None]  # (Q, 1)
                 mask = positions <= at
                 if window is not None:
-                    mask &= at - positions < window
+                    mask &= self._distances(layer, positions[None, None], self.positions[b : b + 1])[0, 0] < window
                 if self.tree is not None:
                     mask[:, -self.tree.shape[1] :] &= self.tree
                 mask = (mask | (at < 0)).repeat(groups, 1)
@@ -477,7 +494,7 @@ class Pass:
         assert self.plan.select is not None
         view, window = store.view(), self.decoder.windows[layer]
         if window is not None:  # tokens behind it may still be stored, and nobody may elect them
-            inside = view[2] > self._first()[:, None, None] - window
+            inside = self._distances(layer, view[2], self._first()[:, None])[:, :, 0] < window
             view = compact(view[0], inside), compact(view[1], inside), compact(view[2], inside, -1)
         trace = self._trace(layer, view, queries, self.positions, scale)
         keep, store.state = self.plan.select(trace, store.state)
@@ -517,14 +534,23 @@ class Pass:
             self._join(layer, store, scale, queries)
 
     def _leave_window(self, store: Store, window: int | None, layer: int, slack: int) -> None:
-        """Drop what lies behind the window, in rows that hold more than `slack` tokens beyond its size."""
+        """Drop what lies behind the window, in rows that hold more than `slack` tokens beyond its size.
+
+        Where kept tokens are renumbered and fewer than the window are kept, nothing leaves: a token outside of the
+        window may be inside it once others are gone.
+        """
         if window is None:
             return
+        if self.plan.renumbers:
+            assert self.plan.keep is not None
+            knobs = self.plan.keep.knobs
+            if bool((asked(self._seen(window), knobs["budget"], knobs["slots"]) < window).any()):
+                return
         positions = store.positions()
         # Where tokens may be taken back, the window of the first new one must stay whole.
         newest = self._first() if self.cache.recording else self.positions.max(-1).values  # (B,)
         filled = positions >= 0
-        mask = filled & (positions > newest[:, None, None] - window)
+        mask = filled & (self._distances(layer, positions, newest[:, None])[:, :, 0] < window)
         if slack:
             mask |= filled & (filled.sum(-1).amax(-1) <= window + slack)[:, None, None]
         if not bool((mask == filled).all()):
@@ -591,14 +617,13 @@ class Pass:
 
     def _trace(self, layer: int, view: View, queries: Tensor, at: Tensor, scale: float | None = None) -> Trace:
         window = self.decoder.windows[layer]
-        seen = self.positions.max(-1).values + 1  # (B,)
         return Trace(
-            keys=view[0],
+            keys=view[0].to(queries.dtype),
             values=view[1],
             positions=view[2],
             queries=queries,
             query_positions=at,
-            seen=seen if window is None else seen.clamp(max=window),
+            seen=self._seen(window),
             layer=layer,
             layers=len(self.decoder.layers),
             scale=scale or self._scale(layer),
@@ -609,6 +634,11 @@ class Pass:
             prompt=self.prompt,
             generated=self._generated(),
         )
+
+    def _seen(self, window: int | None) -> Tensor:
+        """Tokens that a layer was shown so far, as far as its window reaches: (B,)."""
+        seen = self.positions.amax(-1) + 1
+        return seen if window is None else seen.clamp(max=window)
 
     def _first(self) -> Tensor:
         """Position of each row's first new token: (B,)."""
@@ -696,7 +726,9 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
             "call the model itself, or leave applied() first"
         )
     given = {**kwargs, "attention_mask": attention_mask}
-    unknown = sorted(name for name, value in given.items() if name not in KNOWN and value is not None and value is not False)
+    unknown = sorted(
+        name for name, value in given.items() if name not in KNOWN and value is not None and value is not False
+    )
     if unknown or kwargs.get("is_causal") is False:
         raise ModelError(
             f"{type(module).__name__} attends with {', '.join(unknown) or 'is_causal=False'}, which the engine does "

@@ -79,7 +79,9 @@ def plan_of(recipe: Recipe, decoder: Decoder) -> Plan:
         needs = {need for a in asked for need in a.card.needs}
         if None in decoder.rotaries and ("rotary" in needs or m.knobs.get("renumber")):
             hint = f"; use {m.name}(renumber=False, …)" if "renumber" in m.knobs else ""
-            why = "has learned ones" if decoder.learned_positions else "turns its keys in a way the engine does not know"
+            why = (
+                "has learned ones" if decoder.learned_positions else "turns its keys in a way the engine does not know"
+            )
             raise RecipeError(f"{m!r} needs rotary positions and '{decoder.kind}' {why}{hint}")
         if m.verb == "skip" and not decoder.skippable:
             raise RecipeError(f"{m!r} skips layers, and what the layers of '{decoder.kind}' store is not known then")

@@ -10,19 +10,22 @@ from tokenmill.method import Method
 from tokenmill.types import Trace
 
 
-def asked(trace: Trace, budget: float | None, slots: int | None) -> Tensor:
-    """Tokens a head of each row may hold: a share of all it was shown, or a plain number. (B,) long, at least one."""
+def asked(seen: Tensor, budget: float | None, slots: int | None) -> Tensor:
+    """Tokens a head of each row may hold, which was shown `seen` (B,): a share of them, or a plain number.
+
+    (B,) long, at least one.
+    """
     if slots is not None:
-        return trace.seen.clamp(max=slots)
+        return seen.clamp(max=slots)
     if budget is None:
         raise SpecError("how many tokens stay is not said; give a share or a number: budget=0.25 or slots=512")
     # 1e-9: a share such as 0.1 is not a binary number, and 0.1 * 30 must buy 3 tokens.
-    return torch.floor(budget * trace.seen.double() + 1e-9).long().clamp(min=1)
+    return torch.floor(budget * seen.double() + 1e-9).long().clamp(min=1)
 
 
 def target(trace: Trace, budget: float | None, slots: int | None) -> Tensor:
     """What is asked for, or what the fullest head of the row holds if that is less. (B,) long."""
-    return torch.minimum(asked(trace, budget, slots), trace.filled.sum(-1).amax(-1))
+    return torch.minimum(asked(trace.seen, budget, slots), trace.filled.sum(-1).amax(-1))
 
 
 def recent(score: Method, count: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenmill.errors import InputError
+from tokenmill.errors import InputError, RecipeError
 from tokenmill.method import Method, Recipe, grown
 from tokenmill.method import recipe as as_recipe
+from tokenmill.models.architectures import context_of, decoder_of
 from tokenmill.models.trained import learned
 from tokenmill.run.adapt import adapting
 from tokenmill.run.choose import Chooser
@@ -251,14 +252,19 @@ def _encoded(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
 
 
 def refuse_too_long(model: Any, recipe: Iterable[Method], rows: list[list[int]], new: int) -> None:
-    config = model.config.get_text_config(decoder=True)
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = context_of(model)
     bounded = any(m.knobs.get("renumber") and m.knobs.get("slots") for m in recipe)
     longest = max(map(len, rows))
     if limit is not None and longest + new > limit and not bounded:
         raise InputError(
             f"the prompt has {longest} tokens and {new} more are asked for, but the model's context is {limit}; "
             "shorten it, ask for fewer, or use streaming_llm(slots=…), which renumbers positions"
+        )
+    switch = decoder_of(model).switch
+    if switch is not None and longest <= switch < longest + new and any(m.verb == "draft" for m in recipe):
+        raise RecipeError(
+            f"the text grows from {longest} tokens to more than {switch}, where this model reads all of it again with "
+            "other rotary frequencies, and drafts cannot be checked across that; generate without a draft method"
         )
     vocabulary = model.get_input_embeddings().num_embeddings
     for row in rows:

@@ -36,7 +36,7 @@ def pyramid(
     budget: float | None = None,
     slots: int | None = None,
 ) -> Keep:
-    n = asked(trace, budget, slots)  # (B,) of the tokens seen: layers already hold different numbers
+    n = asked(trace.seen, budget, slots)  # (B,) of the tokens seen: layers already hold different numbers
     own = certain(scores, n).amax(-1).clamp(min=1)  # (B,) at least one token a layer
     b = (n - own).double()
     highest = torch.minimum(2 * b - b / steepness, (trace.seen - own).double())
