@@ -130,7 +130,9 @@ class History:
         """`frequencies` (one tensor a layer): tokens held are numbered 0, 1, 2 ... in the cache at every pass."""
         out = causal(self.model, self.seen)
         for index, layer in enumerate(out):
-            if frequencies is not None:
+            window = windows(self.model)[index]
+            if frequencies is not None:  # distances are those in the cache, for a window too
+                layer.sees = torch.ones_like(layer.sees).tril()
                 layer.frequencies = frequencies[index]
                 layer.query_shift = torch.zeros(self.seen, dtype=torch.long)
                 layer.key_shift = torch.zeros(layer.sees.shape, dtype=torch.long)
@@ -145,4 +147,8 @@ class History:
                         shift = torch.arange(len(cached)) - cached
                         layer.key_shift[head, first:end, cached] = shift.expand(end - first, -1)
                         layer.query_shift[first:end] = shift[len(old) :]
+                        if window is not None:
+                            places = torch.arange(len(cached))
+                            near = places[len(old) :, None] - places < window
+                            layer.sees[head, first:end, cached] &= near
         return out
