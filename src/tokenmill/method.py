@@ -221,6 +221,12 @@ def grown(draft: Method) -> Method:
     return get(draft.card.tree)(source=alone, **size)
 
 
+def decider(m: Method) -> Method:
+    """The method whose card says when an evicting method decides: the score that it spends on, or itself."""
+    inner = m.knobs.get("score")
+    return inner if isinstance(inner, Method) else m
+
+
 def lineage(draft: Method) -> Iterator[Method]:
     """A draft method, the source it draws from, and that one's own first source."""
     at: Method | None = draft
@@ -415,6 +421,13 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
             f"{keep!r} + {seen['draft']!r}: {keep.name} chooses by the queries of a pass, and a draft's pass has "
             "queries of tokens that may be rejected, so the text would no longer be what it is without drafting"
         )
+    for m in (seen.get("keep"), merge, seen.get("quantize")) if "draft" in seen else ():
+        if m and m.name != "full" and decider(m).card.every == 1:
+            raise RecipeError(
+                f"{m!r} + {seen['draft']!r}: {decider(m).name} decides after every token, and a drafted token is "
+                "accepted only where nothing was decided before it, so none ever would be; use a method that decides "
+                "less often, such as snapkv(budget=0.5), or leave the draft out"
+            )
     if keep and keep.knobs.get("renumber") and seen.get("quantize"):
         raise RecipeError(
             f"{keep!r} rotates its keys again at every eviction and {seen['quantize']!r} packs them; "

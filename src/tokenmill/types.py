@@ -14,6 +14,7 @@ the engine (`models/`) turns a decision into freed memory or skipped work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,6 +180,7 @@ class Verified:
     before: Tensor | None = None  # (N,) the token each node follows, -1 = none
     states: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (N, E) after it: those the file asks for
     beyond: Tensor | None = None  # (M, V) what the model predicts after each learned placeholder behind the last node
+    room: float = math.inf  # levels that the next draft may have: deeper nodes are cut off before it is checked
 
     @property
     def tip(self) -> int:
@@ -230,7 +232,7 @@ class Growth:
     look: Callable[[Tree, Sequence[int]], Guess]  # what may follow these nodes; each node is asked about once
     generator: torch.Generator | None  # None: nothing is drawn, the likeliest guesses are taken
     probabilities: Callable[[Tensor], Tensor]  # logits (M, V) -> what is drawn from, as the model's own tokens are
-    room: float  # levels that fit the model's context
+    room: float  # levels that the draft may have: the model's context ends, or a method of the recipe decides
     cost: Callable[[int], float]  # relative time of a pass over so many tokens, root included; 1 for one token
     asking: float = 0.0  # time of asking the source once, relative to a pass over one token; 0 where nobody timed it
 

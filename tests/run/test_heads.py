@@ -71,7 +71,7 @@ def test_trained_heads_draft_and_change_no_text(spec, data):
     made = fit(spec, model, text=data, steps=12, rows=4, length=32)
     assert all(0 <= share <= 1 for share in made.held_out.values())
     plain = generate(model, None, [prompt], max_new_tokens=24, ignore_eos=True)[0]
-    for recipe in (spec, f"dyspec(source={spec})", f"chain(source={spec}, nodes=3)", f"h2o(budget=0.9) + {spec}"):
+    for recipe in (spec, f"dyspec(source={spec})", f"chain(source={spec}, nodes=3)", f"snapkv(budget=0.9) + {spec}"):
         out = generate(model, None, [prompt], recipe, max_new_tokens=24, ignore_eos=True)[0]
         if "h2o" not in recipe:
             assert out.ids == plain.ids

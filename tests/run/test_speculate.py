@@ -23,7 +23,7 @@ from tokenmill.run.drafter import Drafter
 from tokenmill.run.fit import fit
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
-from tokenmill.run.speculate import speculate, taught
+from tokenmill.run.speculate import _within, speculate, taught
 from tokenmill.types import Draft
 
 GREEDY = Chooser(0.0, 1.0, 0, 1)
@@ -152,10 +152,9 @@ def test_up_to_the_last_learned_position(draft):
     "spec",
     [
         "snapkv(budget=0.5, window=8)",
-        "h2o(budget=0.4)",
-        "adaptive(score=h2o, budget=0.4)",
+        "adaptive(budget=0.4)",
         "streaming_llm(slots=20)",
-        "h2o(budget=0.4) + zip_cache",
+        "keydiff(budget=0.4) + zip_cache",
         "recent_window(slots=9)",
     ],
 )
@@ -170,8 +169,8 @@ def test_only_accepted_tokens_reach_the_cache(name, spec):
     @drafter
     def guesses(seen, state: int | None) -> tuple[Draft, int]:
         guess, state = random(seen, state)
-        trees.append(guess)
-        return guess, state
+        trees.append(_within(guess, seen.room))
+        return trees[-1], state
 
     class Agreeable(Chooser):
         """Says what the newest tree drafted, so that much is accepted."""

@@ -584,7 +584,10 @@ class Pass:
 
     def _pack(self, layer: int, store: Store, queries: Tensor, scale: float, due: bool) -> None:
         assert self.plan.quantize is not None
-        newer = (*store.probes, (_own(queries), self.positions))
+        new = [(_own(queries), self.positions)]
+        if not self.prompt:  # PROBES counts tokens, also where a draft brought several
+            new = [(_own(q), at) for q, at in zip(queries.split(1, 2), self.positions.split(1, 1), strict=True)]
+        newer = (*store.probes, *new)
         store.probes = [*newer[-PROBES:]] if not self.prompt else [*newer]
         if not due:
             return
@@ -677,12 +680,32 @@ class Pass:
         cache.columns += self.new
         cache.generated += self.new
         cache.seen = cache.seen + self.new
-        for layer, queries in self.pending.items():
-            if not self.plan.idle:
-                queries = queries[:, :, list(accepted)]
-            self.settle(layer, queries, self._scale(layer))
+        queries = self.pending if self.plan.idle else {i: q[:, :, list(accepted)] for i, q in self.pending.items()}
+        if self.plan.watcher is not None and self.plan.watcher.stateful and self.new > 1:
+            self._settle_in_turn(queries)
+        else:
+            for layer, shown in queries.items():
+                self.settle(layer, shown, self._scale(layer))
         self.pending = {}
         self._account()
+
+    def _settle_in_turn(self, queries: dict[int, Tensor]) -> None:
+        """Settle accepted tokens one after the other, as plain decoding does. queries: layer -> (B, H, Q, D).
+
+        A score with a state counts each query over the slots that the layer held at that token, so newer tokens leave
+        the lanes first and come back one by one.
+        """
+        cache, positions, count = self.cache, self.positions, self.new
+        tails = {layer: cache.stores[layer].lanes.pop_tail(count - 1) for layer in queries}
+        self.new, cache.generated = 1, cache.generated - count
+        for i in range(count):
+            self.positions = positions[:, i : i + 1]
+            cache.generated += 1
+            for layer, shown in queries.items():
+                if i:
+                    keys, values = (x[:, :, i - 1 : i] for x in tails[layer])
+                    cache.stores[layer].lanes.append(keys, values, self.positions)
+                self.settle(layer, shown[:, :, i : i + 1], self._scale(layer))
 
     def _account(self) -> None:
         cache = self.cache

@@ -173,6 +173,13 @@ class Lanes:
                 column[tail + to] = column[tail + at]
         self.drop_tail(new - len(accepted))
 
+    def pop_tail(self, count: int) -> tuple[Tensor, Tensor]:
+        """Take the `count` newest slots of each lane out: their keys and values (B, K, count, D)."""
+        slots = (self.starts + self.count() - count)[..., None] + torch.arange(count, device=self.starts.device)
+        out = self.keys[slots], self.values[slots]
+        self.drop_tail(count)
+        return out
+
     def drop_tail(self, count: int) -> None:
         """Take the `count` newest slots of each lane back."""
         if self.alike:

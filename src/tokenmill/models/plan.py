@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.errors import RecipeError
-from tokenmill.method import Method, Recipe, get
+from tokenmill.method import Method, Recipe, decider, get
 from tokenmill.models.architectures import Decoder
 from tokenmill.models.lanes import compact
 from tokenmill.types import Keep, Trace
@@ -92,8 +92,7 @@ def plan_of(recipe: Recipe, decoder: Decoder) -> Plan:
                 continue
             parts[{"cache": "keep", "attend": "select", "walk": "walker"}[m.card.acts]] = m
             if m.card.acts == "cache":
-                inner = m.knobs.get("score")
-                parts["watcher"] = inner if isinstance(inner, Method) else m
+                parts["watcher"] = decider(m)
                 parts["every"] = parts["watcher"].card.every
         elif m.verb == "skip":
             parts["exit" if m.card.acts == "exit" else "skip"] = m

@@ -112,6 +112,7 @@ def generate(
                 steps = speculate(
                     session, ids, draft, chooser,
                     row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant, memory=memory,
+                    chunk=chunk, left=partial(writer.left, row),
                 )  # fmt: skip
             else:
                 assert search is not None

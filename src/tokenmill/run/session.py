@@ -10,6 +10,7 @@ reading.session(recipe)                      # a Session whose cache is what tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -185,6 +186,24 @@ class Session:
         with torch.no_grad():
             assert isinstance(self._pass, Pass)
             self._pass.accept(nodes)
+
+    def before_decision(self) -> float:
+        """How many more tokens the cache may take in one pass, while the session is engaged.
+
+        A method of the recipe decides after the last of them; what follows must be read behind that decision.
+        Infinite where no method decides.
+        """
+        assert self._engine is not None
+        assert self.cache is not None
+        plan, left = self._engine.plan, [math.inf]
+        for layer, store in enumerate(self.cache.stores):
+            if plan.keep is not None:
+                left.append(plan.every - store.fresh)
+            if plan.quantize is not None:
+                left.append(plan.quantize.card.every - store.unpacked)
+            if plan.merge is not None and plan.pairs(layer, self._engine.decoder):
+                left.append(plan.merge.card.every - store.unpacked)
+        return min(left)
 
     def drafted(self, levels: Sequence[int], accepted: int) -> None:
         """Count a verified draft: the level of each node, 1 for those right below the newest token."""

@@ -43,13 +43,17 @@ def speculate(
     tokenizer: Any = None,
     assistant: Any = None,
     memory: dict[str, Any] | None = None,
+    chunk: int | None = None,
+    left: Callable[[], float] = lambda: math.inf,
 ) -> Generator[list[int]]:
     """Tokens of one row, a list for each pass. `chooser` says how tokens are chosen, its `row` who draws.
 
     Under a lossless rule what comes out is what the chooser says after exactly the text that precedes it, so greedy
     output equals plain greedy decoding and drawn output has the model's distribution. The recipe's cache methods see
-    only tokens that were accepted. `cost` is a pass's time by width, for trees that ask. `memory` is where a method
-    that learns from one text for the next (`carries` on its card) finds and leaves what it learned.
+    only tokens that were accepted, and no draft reaches beyond the token after which one of them decides: what follows
+    is read behind that decision, as without a draft. `cost` is a pass's time by width, for trees that ask. `memory` is
+    where a method that learns from one text for the next (`carries` on its card) finds and leaves what it learned.
+    `chunk` reads the prompt in pieces of so many tokens; `left` counts the tokens that may still come.
     """
     rule = rule or get("exact")
     generator = None if chooser.greedy else chooser.generator(row)
@@ -59,8 +63,10 @@ def speculate(
         if drawn_from is not None and "above" in drawn_from.card.needs:
             engine.watched = watched(drawn_from, session.model)
         ids = torch.tensor([prompt], device=session.model.device)
-        shown = min(len(prompt), PROMPT if any("prompt" in m.card.needs for m in lineage(draft)) else SHOWN)
-        logits = session.read(ids, last=shown) if shown > 1 else session.read(ids)[:, None]
+        shown = PROMPT if any("prompt" in m.card.needs for m in lineage(draft)) else SHOWN
+        shown = min(shown, 1 + (len(prompt) - 1) % (chunk or len(prompt)))  # tokens of the last piece
+        logits = session.read(ids, last=shown, chunk=chunk)
+        logits = logits if logits.ndim == 3 else logits[:, None]
         text = [*prompt, int(chooser(logits[0, -1:], row))]
         context = ids.new_tensor(text)
         hidden = session.hidden()[0, -shown:]
@@ -82,7 +88,7 @@ def speculate(
             stack.callback(propose.remember, memory)
         yield text[-1:]
         while True:
-            guess = propose(seen, limit - len(text))
+            guess = propose(seen, min(limit - len(text), session.before_decision() - 1, left() - 1))
             read, parents = [text[-1], *guess.tokens.tolist()], guess.parents.tolist()
             tokens, nodes = context.new_tensor(read), len(parents)
             levels, line = from_root(parents, tokens.device)
@@ -165,7 +171,7 @@ class Proposer:
         for drafter in self.drafters:
             drafter.follow(seen.context.tolist())
         if self.source is None:
-            guess, self.state = self.draft(seen, self.state)
+            guess, self.state = self.draft(replace(seen, room=room), self.state)
             return _within(guess, room)
         look, self.state = self.source(seen, self.state, *self.given)
         if room < 1:
@@ -227,7 +233,7 @@ def _size(value: Any) -> int:
 
 
 def _within(guess: Draft, room: float) -> Draft:
-    """Without the nodes that lie deeper than `room`: learned positions have an end."""
+    """Without the nodes that lie deeper than `room`: learned positions have an end, and a method decides on the way."""
     near = depths(guess.parents) <= room
     if bool(near.all()):
         return guess

@@ -15,6 +15,7 @@ may be accepted too where they are right.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import torch
 
@@ -53,14 +54,13 @@ def lookahead(
         [*row[:window], *(text[int(lots[j, i] * len(text))] for i in range(min(len(row), window), window))]
         for j, row in enumerate(rows)
     ]
-    tree, place, above = Sapling(), {}, -1
-    for i in range(window):
-        above = below = place[0, i] = tree.add(rows[0][i], above)
-        for j in range(1, ngram - 1):
-            below = place[j, i] = tree.add(rows[j][i], below)
+    tree, place = Sapling(), {}
+    for i, j in product(range(window), range(ngram - 1)):
+        if i + j < seen.room:
+            place[j, i] = tree.add(rows[j][i], place[j - 1, i] if j else place.get((0, i - 1), -1))
     for run in reversed(pool.get(text[-1], [])):
         below = -1
-        for token in run:
+        for token in run[: int(min(seen.room, ngram))]:
             below = tree.add(token, below)
     return tree.draft(seen.context), (rows, place, pool)
 
