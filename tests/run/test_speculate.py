@@ -10,6 +10,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import tokenmill.run.generate as writing
 from models.test_engine import there
 from tiny import ARCHITECTURES, ids, tiny
 from tiny_tokenizer import tiny_tokenizer
@@ -23,7 +24,7 @@ from tokenmill.run.drafter import Drafter
 from tokenmill.run.fit import fit
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
-from tokenmill.run.speculate import _within, speculate, taught
+from tokenmill.run.speculate import Proposer, _within, speculate, taught
 from tokenmill.types import Draft
 
 GREEDY = Chooser(0.0, 1.0, 0, 1)
@@ -199,6 +200,42 @@ def test_only_accepted_tokens_reach_the_cache(name, spec):
         if isinstance(one.state, torch.Tensor):
             torch.testing.assert_close(one.state, other.state, atol=1e-4, rtol=1e-3)
     assert total > 64, "past the next decision"
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_a_seed_draws_one_text(draft, monkeypatch):
+    """Alone, in a batch, beside its equal, after other texts; and where no guess is drawn, the text without a draft."""
+    model, drawn, propose = tiny("llama"), [], Proposer.__call__
+    first, second = ids(1, 40, 5)[0].tolist(), ids(1, 12, 6)[0].tolist() * 3
+
+    def recorded(self, *given):
+        guess = propose(self, *given)
+        drawn.append(bool(guess.drawn))
+        return guess
+
+    monkeypatch.setattr(Proposer, "__call__", recorded)
+    monkeypatch.setattr(writing, "cost_of", lambda model: lambda width: 1 + 0.01 * width)
+    settings = {"max_new_tokens": 40, "ignore_eos": True, "temperature": 0.3, "top_p": 0.95, "seed": 3}
+    alone = generate(model, None, [second], draft, **settings)[0]
+    assert [out.ids for out in generate(model, None, [first, second, second], draft, **settings)[1:]] == [alone.ids] * 2
+    memory: dict = {}
+    generate(model, None, [first], draft, memory=memory, **settings)
+    assert generate(model, None, [second], draft, memory=memory, **settings)[0].ids == alone.ids
+    if not any(drawn):
+        assert generate(model, None, [second], **settings)[0].ids == alone.ids
+    assert alone.stats.drafted > 0
+
+
+def test_what_was_measured_changes_no_drawn_text(monkeypatch):
+    model, prompt = tiny("llama"), ids(1, 12, 6)[0].tolist() * 3
+    settings = {"max_new_tokens": 40, "ignore_eos": True, "temperature": 0.3, "seed": 3}
+    plain, passes = generate(model, None, [prompt], **settings)[0].ids, set()
+    for slope in (0.0, 0.1, 0.3, 9.0):
+        monkeypatch.setattr(writing, "cost_of", lambda model, slope=slope: lambda width: 1 + slope * (width - 1))
+        out = generate(model, None, [prompt], "auto", **settings)[0]
+        assert out.ids == plain
+        passes.add(out.stats.forward_calls)
+    assert len(passes) > 2, "the trees differed"
 
 
 DRAWN = ["prompt_lookup", "jacobi(nodes=3)", "dyspec(source=draft_model, nodes=4)", "rsd(source=draft_model, width=2)"]

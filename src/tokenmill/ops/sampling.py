@@ -47,54 +47,70 @@ def without_replacement(probabilities: Tensor, count: int, generator: torch.Gene
     return torch.where(value.isfinite(), token, -1)
 
 
+def draws(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """A token of each row (N, V), each by a generator of its own: (N,).
+
+    The generators live on the CPU. Rows on another device stay there: a number a row goes over, not a vocabulary back.
+    It is the same distribution, and another token than the CPU would draw.
+    """
+    if probabilities.device.type == "cpu":
+        rows = zip(probabilities, generators, strict=True)
+        return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+    at = torch.cat([torch.rand(1, 1, generator=g, dtype=torch.float64) for g in generators]).to(probabilities.device)
+    below = probabilities.double().cumsum(-1)  # (N, V)
+    return torch.searchsorted(below, at * below[:, -1:], right=True)[:, 0].clamp(max=probabilities.shape[-1] - 1)
+
+
 def draw(probabilities: Tensor, generator: torch.Generator) -> int:
     """One token from (V,)."""
-    return int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
+    return int(draws(probabilities[None], [generator]))
 
 
 def residual_walk(draft: Draft, below: dict[int, list[int]], said: Said) -> tuple[list[int], int]:
     """Down the tree by rejection: what comes out is distributed as the model's own draws, whatever was drafted.
 
-    Where no child is taken, the next token is drawn from what is left of p: see `residual_step`.
+    Where guesses were chosen, not drawn, it is those very draws: see `residual_step`.
     """
     path: list[int] = []
-    at: int | None = -1
-    assert said.generator is not None, "a greedy choice is accepted by equality"
+    at = -1
     while True:
-        assert at is not None
-        at, p = residual_step(draft, at, below.get(at, ()), said)
-        if at is None:
-            return path, draw(p, said.generator)
-        path.append(at)
+        child, token = residual_step(draft, at, below.get(at, ()), said)
+        if child is None:
+            return path, token
+        path.append(child)
+        at = child
 
 
-def residual_step(draft: Draft, at: int, children: Sequence[int], said: Said) -> tuple[int | None, Tensor]:
-    """The child of a node that is taken, or None, and what the next token is then drawn from (V,).
+def residual_step(draft: Draft, at: int, children: Sequence[int], said: Said) -> tuple[int | None, int]:
+    """The child of a node that is taken, or None, and the token that comes next.
 
-        a child x is taken with probability min(1, p(x) / q(x));  else p <- (p - q)+ / sum, q <- q without x / sum
+        drawn children x:  taken with probability min(1, p(x) / q(x)),
+                           else p <- (p - q)+ / sum, q <- q without x / sum;  at the end a token is drawn from p
+        chosen children:   a token is drawn from p, and the child that carries it is taken
 
-    p is what the model draws from after the node, q what the child was drawn from; of a token that was chosen, not
-    drawn, q is 1 for that token. Chen et al. 2023 for a chain, Jeon et al. 2024 for children drawn without replacement.
+    p is what the model draws from after the node, q what the children were drawn from. Chen et al. 2023 for a chain,
+    Jeon et al. 2024 for children drawn without replacement. A chosen child is taken as often as by the first rule with
+    a q that is sure of it, but the tokens do not depend on the draft: the generator draws once a token, as without one.
     """
-    p, q = said.probabilities(at + 1).double(), draft.drawn.get(at)
-    q = None if q is None else pad(q.double(), (0, len(p) - len(q)))  # a source may know the first words alone
+    assert said.generator is not None, "a greedy choice is accepted by equality"
+    p, q = said.probabilities(at + 1), draft.drawn.get(at)
+    if q is None:
+        token = draw(p, said.generator)
+        return next((child for child in children if int(draft.tokens[child]) == token), None), token
+    p = p.double()
+    q = pad(q.double(), (0, len(p) - len(q)))  # a source may know the first words alone
     for child in children:
         token = int(draft.tokens[child])
-        chance = p[token] if q is None else p[token] / q[token]
-        if float(torch.rand((), generator=said.generator, dtype=torch.float64)) < float(chance):
-            return child, p
-        p = p.clone()
-        if q is None:
-            p[token] = 0
-        else:
-            p = (p - q).clamp(min=0)
-            q[token] = 0
-            q /= q.sum().clamp(min=1e-300)
-        total = p.sum()
+        if float(torch.rand((), generator=said.generator, dtype=torch.float64)) < float(p[token] / q[token]):
+            return child, token
+        left = (p - q).clamp(min=0)
+        q[token] = 0
+        q /= q.sum().clamp(min=1e-300)
+        total = left.sum()
         if not total > 0:  # p was q but for rounding: the child would have been taken
-            return child, p
-        p = p / total
-    return None, p
+            return child, token
+        p = left / total
+    return None, draw(p, said.generator)
 
 
 def offered(grow: Growth, guess: Guess, count: int) -> tuple[list[list[tuple[int, float]]], Tensor | None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenmill.errors import InputError, ModelError, RecipeError, SpecError
 from tokenmill.method import Method, Recipe, get
 from tokenmill.ops.logits import largest
+from tokenmill.ops.sampling import draws
 
 
 class Chooser:
@@ -77,15 +78,8 @@ class Chooser:
             values, tokens = largest(self.warped(logits) if self.warpers else logits)
             _refuse_nan(values)
             return tokens
-        probabilities = self.probabilities(logits)
-        own = [self.generators[i if row is None else row] for i in range(len(logits))]
-        if logits.device.type == "cpu":
-            drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, own, strict=True)]
-            return torch.cat(drawn)
-        # The same distribution, and the rows stay where they are: a number a row goes over, not a vocabulary back.
-        at = torch.cat([torch.rand(1, 1, generator=g, dtype=torch.float64) for g in own]).to(logits.device)  # (N, 1)
-        below = probabilities.double().cumsum(-1)
-        return torch.searchsorted(below, at * below[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+        generators = [self.generators[i if row is None else row] for i in range(len(logits))]
+        return draws(self.probabilities(logits), generators)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(N, V) logits to the distributions tokens are drawn from (N, V); one-hot where the choice is greedy."""

@@ -3,8 +3,9 @@
     greedy:  the longest line of guesses that are all the model's own likeliest token
     drawn:   a guess x is taken with probability min(1, p(x) / q(x)),  else p <- (p - q)+ / sum for its sibling
 
-p is what the model's tokens are drawn from, q what the guess was drawn from. The rule every draft goes by unless
-another is added to the recipe.
+p is what the model's tokens are drawn from, q what the guess was drawn from. A guess that was chosen, not drawn, is
+taken where it is the token that p gives: as often, and the text is then the one that the seed gives without a draft.
+The rule every draft goes by unless another is added to the recipe.
 
 Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", 2023.
 """

@@ -24,7 +24,7 @@ from torch.nn.functional import softplus
 
 from tokenmill.method import method
 from tokenmill.ops.distil import places
-from tokenmill.ops.sampling import draw, residual_step
+from tokenmill.ops.sampling import residual_step
 from tokenmill.ops.trees import children
 from tokenmill.types import Batch, Draft, Learned, Said
 
@@ -96,10 +96,10 @@ def judge(
         if said.generator is None:
             child = next((node for node in offers if tokens[node] == own), None)
         else:
-            child, left = residual_step(draft, at, offers, said)
+            child, own = residual_step(draft, at, offers, said)
         if child is None:
             child = max((node for node in offers if sure[node] > threshold), key=sure.__getitem__, default=None)
         if child is None:
-            return path, own if said.generator is None else draw(left, said.generator)
+            return path, own
         path.append(child)
         at = child
