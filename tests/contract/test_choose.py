@@ -6,6 +6,7 @@ import math
 from functools import cache
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -179,6 +180,28 @@ class TestRecipes:
         with pytest.raises(SpecError, match=words) as error:
             parse(spec)
         assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("temperature", [0.0, 1e-310, 1e-45, 1e-40, 1e-30, 1e-9, 1e30, math.inf])
+    def test_every_temperature_draws(self, temperature):
+        logits = _logits()
+        chooser = Chooser.of(
+            recipe(f"top_k(top=4) + temperature(temperature={min(temperature, 1e308)})"), None, 1, 0, V
+        )
+        assert torch.isfinite(chooser.probabilities(logits)).all()
+        if temperature < 1e-8:
+            assert torch.equal(Chooser(temperature, rows=len(logits))(logits), logits.argmax(-1))
+        assert Chooser(temperature, rows=len(logits))(logits).shape == (len(logits),)
+
+    def test_seeds_are_whole_numbers_of_any_kind(self):
+        logits = _logits(1).expand(3, -1)
+        for seed in (3, np.int64(3), np.uint8(3), torch.tensor(3), [3, 3, 3], np.array([3, 3, 3]), (3, np.int32(3), 3)):
+            assert torch.equal(Chooser(1.0, seed=seed, rows=3)(logits), Chooser(1.0, seed=3, rows=3)(logits))
+        for seed in (2**63, np.uint64(2**63), 2**64 - 1):
+            Chooser(1.0, seed=seed, rows=3)(logits)
+        for seed in (2**64, -1, 10**400, 1.5, "3", [1, None, 2], np.array([0.5] * 3), None):
+            with pytest.raises(SpecError, match=r"seed must be (a whole number|in \[0, 2\^64\))") as error:
+                Chooser(1.0, seed=seed, rows=3)
+            assert "\n" not in str(error.value)
 
     def test_logits_that_are_not_numbers(self):
         for chooser in (Chooser(), Chooser(1.0)):

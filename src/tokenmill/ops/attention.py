@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenmill.ops.logits import heat
 from tokenmill.types import Trace
 
 BLOCK = 64  # queries whose attention exists at once when only sums over queries are asked for
@@ -26,6 +27,7 @@ def attention(trace: Trace, temperature: float = 1.0, noise: Tensor | None = Non
     `last` counts only the newest queries. Queries that are padding, or not counted, have rows of zeros.
     """
     shape = (trace.groups, trace.queries.shape[2])
+    temperature = heat(temperature)
     queries = wide(trace.queries).unflatten(1, (-1, trace.groups)).flatten(2, 3)  # (B, K, G Q, D): no key is repeated
     logits = (queries * (trace.scale / temperature) @ wide(trace.keys).mT).unflatten(2, shape)  # (B, K, G, Q, T)
     if trace.softcap is not None:

@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+COLDEST, HOTTEST = 1e-30, 1e30
 BLOCK = 64  # numbers of which the largest is found first
+
+
+def heat(temperature: float) -> float:
+    """A temperature that logits in float32 can be divided by: what is colder or hotter gives the same softmax."""
+    return min(max(temperature, COLDEST), HOTTEST)
 
 
 def largest(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from tokenmill.errors import InputError, ModelError, RecipeError, SpecError
 from tokenmill.method import Method, Recipe, get
 from tokenmill.ops.logits import largest
 from tokenmill.ops.sampling import draws
+
+SEEDS = 2**64  # different seeds that a generator takes
 
 
 class Chooser:
@@ -40,10 +43,7 @@ class Chooser:
         self.greedy = bool(cold) or not (chain or temperature is not None)
         # The order of logits is the same at every temperature, and the likeliest token is what counts.
         self.warpers = [m for m in chain if m not in cold and not (m.name == "temperature" and m.temperature == 1)]
-        seeds = [seed] * rows if isinstance(seed, int) else list(seed)
-        if len(seeds) != rows:
-            raise InputError(f"there are {len(seeds)} seeds for {rows} prompts; give one, or one for each")
-        self.generators = [torch.Generator().manual_seed(own) for own in seeds]
+        self.generators = _generators(seed, rows)
 
     @classmethod
     def of(
@@ -87,6 +87,23 @@ class Chooser:
         if self.greedy:
             return torch.nn.functional.one_hot(largest(warped)[1], warped.shape[-1]).to(warped)
         return warped.softmax(-1)
+
+
+def _generators(seed: int | Sequence[int], rows: int) -> list[torch.Generator]:
+    """A generator for each row, from one seed or one a row; whole numbers of numpy and torch count as such."""
+    try:
+        seeds = [index(seed)] * rows  # type: ignore[arg-type]
+    except TypeError:
+        try:
+            seeds = [*map(index, seed)]  # type: ignore[arg-type]
+        except TypeError:
+            raise SpecError(f"seed must be a whole number, or one for each prompt, not {seed!r}") from None
+    if len(seeds) != rows:
+        raise InputError(f"there are {len(seeds)} seeds for {rows} prompts; give one, or one for each")
+    for one in seeds:
+        if not 0 <= one < SEEDS:
+            raise SpecError(f"seed must be in [0, 2^64), not {one}")
+    return [torch.Generator().manual_seed(one) for one in seeds]
 
 
 def _refuse_nan(values: Tensor) -> None:

@@ -13,6 +13,7 @@ Differs: the paper always takes the first token greedily; here that is the model
 from __future__ import annotations
 
 from tokenmill.method import method
+from tokenmill.ops.logits import heat
 from tokenmill.ops.sampling import draw
 from tokenmill.types import Draft, Said
 
@@ -26,7 +27,7 @@ from tokenmill.types import Draft, Said
 def typical_acceptance(
     draft: Draft, said: Said, *, epsilon: float = 0.09, delta: float = 0.3, temperature: float = 1.0
 ) -> tuple[list[int], int]:
-    log_p = (said.logits.float() / temperature).log_softmax(-1)  # (1 + N, V)
+    log_p = (said.logits.float() / heat(temperature)).log_softmax(-1)  # (1 + N, V)
     entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)  # (1 + N,)
     bar = (entropy.neg().exp() * delta).clamp(max=epsilon)
     parents = draft.parents.tolist()

@@ -25,6 +25,7 @@ from torch.nn.functional import one_hot, silu
 
 from tokenmill.method import method
 from tokenmill.models.small import Small, attention_flops, feed_forward_flops, head_flops, next_byte
+from tokenmill.ops.logits import heat
 from tokenmill.types import Batch
 
 TRAINING = {"steps": 1000, "lr": 3e-3, "rows": 8, "length": 128}
@@ -49,7 +50,7 @@ def mixture_of_tokens(
     """scores (G, n, T, N) of the n texts of each group for N experts -> weights, which sum to 1 over the texts."""
     if temperature == 0:
         return one_hot(scores.argmax(1), scores.shape[1]).movedim(-1, 1).to(scores)
-    return (scores / temperature).softmax(1)
+    return (scores / heat(temperature)).softmax(1)
 
 
 class Experts(nn.Module):
