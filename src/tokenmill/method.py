@@ -245,6 +245,8 @@ def _value(method_name: str, knob: str, value: Any, hint: Any) -> Any:
             raise SpecError(f"{where} takes a method such as snapkv, not {value!r}")
         if knob == "source" and value.card.role != "source":
             raise SpecError(f"{where} takes a source of drafts such as token_recycling, not {value!r}")
+        if knob == "score" and value.verb != "score":
+            raise SpecError(f"{where} takes a score such as snapkv, not {value!r}, a '{value.verb}' method")
         if knob == "other" and (value.card.role != "source" or value.card.trains or "drafter" in value.card.needs):
             raise SpecError(f"{where} takes a source that needs no model and no training such as prompt_lookup, "
                             f"not {value!r}; a source that does goes first, as source=")  # fmt: skip

@@ -1,10 +1,12 @@
 """What every draft method promises, and what each of them computes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from tiny import ids, tiny
 from tokenmill import catalog
 from tokenmill.errors import RecipeError, SpecError
 from tokenmill.method import get, grown, parse, recipe
@@ -20,6 +22,7 @@ from tokenmill.methods.draft import (
 )
 from tokenmill.ops.sampling import as_rows, without_replacement
 from tokenmill.ops.trees import accept_greedy, depths, likeliest_paths
+from tokenmill.run.generate import generate
 from tokenmill.run.speculate import Proposer
 from tokenmill.types import Draft, Growth, Guess, Said, Verified
 
@@ -248,9 +251,29 @@ def parse_tree():
     return Sapling()
 
 
+def _checked(ids):
+    """As if a pass had checked these tokens, and accepted them."""
+    return replace(_read(ids), depths=torch.arange(len(ids)))
+
+
 class TestTokenRecycling:
+    def test_of_the_prompt_only_the_last_token_fills_the_matrix(self):
+        """As in the authors' code: there it is the root of the first tree, and logits before it are not looked at."""
+        _, (matrix, _) = token_recycling(_read(torch.tensor([4, 9, 7, 11])), None)
+        assert (matrix >= 0).all(-1).nonzero().flatten().tolist() == [11]
+        _, (matrix, _) = token_recycling(_checked(torch.tensor([4, 9, 7])), (matrix, torch.zeros(V, 8)))
+        assert (matrix >= 0).all(-1).nonzero().flatten().tolist() == [4, 7, 9, 11], "all that a pass checks does"
+
+    def test_the_matrix_serves_the_next_text(self):
+        texts, memory, accepted = [ids(1, 12, seed)[0].tolist() * 2 for seed in (0, 0)], {}, []
+        for text in texts:
+            out = generate(tiny("llama"), None, [text], "token_recycling", max_new_tokens=24, ignore_eos=True,
+                           memory=memory)  # fmt: skip
+            accepted.append(out[0].stats.accepted)
+        assert accepted[1] > accepted[0]
+
     def test_nodes_are_the_ranked_successors_of_their_parents(self):
-        seen = _read(torch.arange(V))
+        seen = _checked(torch.arange(V))
         propose = _propose(token_recycling(nodes=20, width=4))
         draft = propose(seen, math.inf)
         assert draft.parents.tolist() == [parent for parent, _ in likeliest_paths(20, 4, 6)]
@@ -267,7 +290,7 @@ class TestTokenRecycling:
     def test_below_tokens_never_read_nothing_grows(self):
         text = torch.tensor([4, 9])
         propose = _propose(token_recycling)
-        draft = propose(_read(text), math.inf)
+        draft = propose(_checked(text), math.inf)
         assert (propose.state[0] >= 0).all(-1).nonzero().flatten().tolist() == [4, 9]
         successors = _model(text[-1:])[0].topk(8).indices.tolist()
         known = [i for i, t in enumerate(draft.tokens.tolist()) if t in (4, 9)]
@@ -281,7 +304,7 @@ class TestTokenRecycling:
         logits[0, 5] = logits[1, 6] = logits[2, 7] = 1
         tokens = torch.tensor([2, 3, 2])
         _, (matrix, _) = token_recycling(width=1)(
-            Verified(tokens, tokens, logits, torch.ones(3, dtype=torch.bool)), None
+            Verified(tokens, tokens, logits, torch.ones(3, dtype=torch.bool), torch.arange(3)), None
         )
         assert matrix[[2, 3], 0].tolist() == [7, 6]
 

@@ -268,3 +268,11 @@ def test_pyramid_is_the_authors_line():
     assert counts == [1 + int(17.55 - (17.55 - 0.45) * i / 4) for i in range(5)]
     flat = get("pyramid")(score="knorm", steepness=1.0, slots=10)
     assert flat(replace(seen, layer=4, layers=5), scores).mask.sum() == 10
+
+
+@pytest.mark.parametrize("keep", SPENDING)
+def test_a_score_is_a_score(keep):
+    for name in ("full", "recent_window", "token_recycling", "greedy", "zip_cache"):
+        with pytest.raises(SpecError, match=f"{keep}: score takes a score such as snapkv, not {name}") as error:
+            parse(f"{keep}(score={name}, budget=0.5)")
+        assert "\n" not in str(error.value)

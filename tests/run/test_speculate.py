@@ -8,14 +8,14 @@ from functools import cache
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import tokenmill.run.generate as writing
 from models.test_engine import there
 from tiny import ARCHITECTURES, ids, tiny
 from tiny_tokenizer import tiny_tokenizer
 from tokenmill import catalog
-from tokenmill.errors import ModelError, SpecError
+from tokenmill.errors import InputError, ModelError, SpecError
 from tokenmill.method import method, parse
 from tokenmill.ops.trees import Sapling
 from tokenmill.run.choose import Chooser
@@ -328,6 +328,83 @@ def test_a_draft_model_must_share_the_vocabulary(tmp_path):
         generate(model, None, [prompt], "draft_model")
     with pytest.raises(SpecError, match="layers must be fewer than the model's"):
         generate(model, None, [prompt], "first_layers(layers=60)")
+
+
+def llama(**shape):
+    """A tiny random llama that no test shares."""
+    torch.manual_seed(1)
+    config = {**tiny("llama").config.to_dict(), **shape}
+    model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in config.items() if k != "dtype"})).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.mul_(4)
+    return model
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+@pytest.mark.parametrize("spec", ["draft_model(nodes=4)", "dyspec(source=draft_model)", "rsd(source=draft_model)",
+                                  "dyspec(source=both(source=draft_model, other=prompt_lookup))"])  # fmt: skip
+def test_a_draft_models_table_may_be_padded_to_another_size(spec, temperature):
+    tokenizer, prompt = tiny_tokenizer(["a", "b", "c"]), [ids(1, 9)[0].tolist() * 2]
+    settings = {"max_new_tokens": 24, "ignore_eos": True, "temperature": temperature}
+    for rows, others in ((97, 40), (97, 120)):
+        model, other = llama(vocab_size=rows), llama(vocab_size=others, num_hidden_layers=1)
+        plain = generate(model, tokenizer, prompt, **settings)[0].ids
+        out = generate(model, tokenizer, prompt, spec, assistant=other, **settings)[0]
+        assert out.stats.drafted > 0
+        assert out.ids == plain or temperature
+        if others < rows:
+            assert max(prompt[0] + plain) >= others, "the text has tokens that the drafter cannot read"
+
+
+def test_a_draft_model_is_known_by_its_tokenizer(tmp_path):
+    """Tables of one size with other words are refused, and words that only one of the two has are not."""
+    model, words = llama(), [f"w{i}" for i in range(4, 97)]
+    for name, theirs in (("same", words), ("fewer", words[:40]), ("other", [*words[:50], "x", *words[51:]])):
+        llama(num_hidden_layers=1).save_pretrained(tmp_path / name)
+        tiny_tokenizer(theirs).save_pretrained(tmp_path / name)
+    settings = {"max_new_tokens": 8, "ignore_eos": True}
+    plain = generate(model, tiny_tokenizer(), [[5, 6, 7]], **settings)[0].ids
+    for name in ("same", "fewer"):
+        spec = f"draft_model(model={str(tmp_path / name)!r})"
+        assert generate(model, tiny_tokenizer(), [[5, 6, 7]], spec, **settings)[0].ids == plain
+    with pytest.raises(ModelError, match=r"another tokenizer: 1 of its tokens mean other text, such as 'x'") as error:
+        generate(model, tiny_tokenizer(), [[5, 6, 7]], f"draft_model(model={str(tmp_path / 'other')!r})", **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_draft_model_may_have_a_shorter_context():
+    model, prompt, other = tiny("gpt2"), ids(1, 6)[0].tolist() * 9, llama(max_position_embeddings=64)
+    plain = generate(model, None, [prompt], max_new_tokens=40, ignore_eos=True)[0]
+    out = generate(model, None, [prompt], "draft_model", assistant=other, max_new_tokens=40, ignore_eos=True)[0]
+    assert out.ids == plain.ids
+    assert 0 < out.stats.drafted < 60, "while the text still fits"
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("context", [2, 3, 9, 40])
+def test_up_to_the_last_token_of_a_short_context(draft, context):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_layer=2, n_head=2, n_positions=context)).eval()
+    for length in {1, context // 2, context - 1}:
+        settings = {"max_new_tokens": context - length, "ignore_eos": True}
+        plain = generate(model, None, [ids(1, length)[0].tolist()], **settings)[0]
+        assert generate(model, None, [ids(1, length)[0].tolist()], draft, **settings)[0].ids == plain.ids
+        with pytest.raises(InputError, match=f"the model's context is {context}"):
+            generate(model, None, [ids(1, length)[0].tolist()], draft, max_new_tokens=context)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("vocabulary", [1, 2])
+def test_a_vocabulary_of_one(draft, vocabulary):
+    model, prompt = llama(vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, pad_token_id=None), [[0] * 5]
+    for temperature in (0.0, 1.0):
+        settings = {"max_new_tokens": 12, "ignore_eos": True, "temperature": temperature}
+        plain = generate(model, None, prompt, **settings)[0].ids
+        out = generate(model, None, prompt, draft, **settings)[0].ids
+        assert len(out) == 12
+        assert out == plain or temperature
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])

@@ -10,25 +10,30 @@ from typing import Any
 import torch
 
 from tokenmill.run.machine import clock
-from tokenmill.run.session import Session
+from tokenmill.run.session import Session, context_of
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _measured: dict[tuple[int, int, int], dict[int, float]] = {}
 
 
 def pass_cost(model: Any, widths: Sequence[int] = WIDTHS, context: int = 256, *, turns: int = 3) -> dict[int, float]:
-    """Seconds of a pass over so many new tokens behind `context` others, the median of `turns` interleaved rounds."""
-    session = Session(model)
+    """Seconds of a pass over so many new tokens behind `context` others, the median of `turns` interleaved rounds.
+
+    Fewer stand before it where the model's own context ends, and widths that do not fit it are left out.
+    """
+    session, limit = Session(model), context_of(model)
+    widths = [width for width in widths if width < limit] or [1]
+    context = int(max(1, min(context, limit - max(widths))))
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(context, device=model.device) * 7919 % vocabulary
+    ids = torch.arange(context + max(widths), device=model.device) * 7919 % vocabulary
     seconds: dict[int, list[float]] = {width: [] for width in widths}
     with session.engaged():
-        session.read(ids[None])
+        session.read(ids[None, :context])
         for turn in range(turns + 1):
             for width in widths:
                 began = clock(ids.device)
                 line = torch.ones(width, width, dtype=torch.bool, device=model.device).tril()
-                session.verify(ids[:width], torch.arange(width, device=model.device), line)
+                session.verify(ids[context : context + width], torch.arange(width, device=model.device), line)
                 if turn:  # the first round warms up
                     seconds[width].append(clock(ids.device) - began)
                 session.accept([])
@@ -51,6 +56,8 @@ class Cost:
         place = bisect_left(widths, width)
         if place == 0:
             return curve[0]
+        if len(widths) == 1:  # nothing is known of wider ones: they cost as much as so many passes
+            return curve[0] * width / widths[0]
         if place == len(widths):  # beyond what was measured: at the pace of the last piece
             place -= 1
         left, right = widths[place - 1], widths[place]

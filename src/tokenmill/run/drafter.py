@@ -16,7 +16,7 @@ from tokenmill.method import Method, Recipe, lineage, method
 from tokenmill.models.apply import Engine
 from tokenmill.models.cache import MillCache
 from tokenmill.ops.trees import above
-from tokenmill.run.session import Session
+from tokenmill.run.session import Session, context_of
 from tokenmill.types import Depth, Step, Tree
 
 
@@ -29,11 +29,16 @@ def shallow(step: Step, *, layers: int = 8) -> Depth:
 class Drafter:
     """A model with a cache that follows the text: asked about nodes of a growing draft, it reads them.
 
-    Nodes wait in its cache until the text has gone on; those that came true stay, the others leave.
+    Nodes wait in its cache until the text has gone on; those that came true stay, the others leave. Its table may have
+    fewer rows than the `vocabulary` of the model that it drafts for, or more: it guesses no token that only one of
+    them has, and reads one that it lacks as the last one it has.
     """
 
-    def __init__(self, session: Session, read: int):
+    def __init__(self, session: Session, read: int, vocabulary: int | None = None):
         self.session = session
+        self.limit = context_of(session.model)  # tokens that it can read
+        self._rows = table_rows(session.model)
+        self._vocabulary = vocabulary or self._rows
         self._read = read  # tokens of the text its cache holds
         self._slots: dict[tuple[int, int], int] = {}  # (slot of the parent, token) -> slot; -1: below the root
         self._root = torch.empty(0)
@@ -43,14 +48,14 @@ class Drafter:
     def follow(self, context: list[int]) -> None:
         """Take in what the text has become; the logits after its last token are then known."""
         line: list[int] = []
-        new, at = context[self._read :], -1
+        new, at = [min(token, self._rows - 1) for token in context[self._read :]], -1
         while len(line) < len(new) - 1 and (at, new[len(line)]) in self._slots:
             at = self._slots[at, new[len(line)]]
             line.append(at)
         if self._slots:
             self.session.accept(line)
         ids = torch.tensor([new[len(line) :]], device=self.session.model.device)
-        self._root = self.session.read(ids)[0]  # (V,)
+        self._root = self.session.read(ids)[0, : self._vocabulary]  # (V,)
         self._read = len(context)
         self._slots, self._slot_of, self._lines = {}, {-1: -1}, []
 
@@ -60,17 +65,17 @@ class Drafter:
         if new:
             first = len(self._lines)
             for node in new:
-                above = self._slot_of[tree.parents[node]]
-                slot = self._slot_of[node] = self._slots[above, tree.tokens[node]] = len(self._lines)
+                above, token = self._slot_of[tree.parents[node]], min(tree.tokens[node], self._rows - 1)
+                slot = self._slot_of[node] = self._slots[above, token] = len(self._lines)
                 self._lines.append([*(self._lines[above] if above >= 0 else ()), slot])
             lines = self._lines[first:]
             sees = torch.zeros(len(new), len(self._lines), dtype=torch.bool)
             for row, line in enumerate(lines):
                 sees[row, line] = True
             device = self.session.model.device
-            tokens = torch.tensor([tree.tokens[node] for node in new], device=device)
+            tokens = torch.tensor([tree.tokens[node] for node in new], device=device).clamp(max=self._rows - 1)
             levels = torch.tensor([len(line) - 1 for line in lines], device=device)
-            read = self.session.verify(tokens, levels, sees.to(device))
+            read = self.session.verify(tokens, levels, sees.to(device))[:, : self._vocabulary]
         known = {node: read[row] for row, node in enumerate(new)} | {-1: self._root}
         return torch.stack([known[node] for node in at])
 
@@ -153,7 +158,7 @@ def engaged(source: Method, session: Session, prompt: list[int], tokenizer: Any,
     if model is session.model:  # under the engine already
         own._engine = session._engine
     with own.engaged():
-        yield Drafter(own, 0)
+        yield Drafter(own, 0, table_rows(session.model))
 
 
 def second_model(method: Method, model: Any, tokenizer: Any, assistant: Any = None) -> Any:
@@ -189,15 +194,25 @@ def _second(name: str) -> tuple[Any, Any]:
     return load(name)
 
 
+def table_rows(model: Any) -> int:
+    """Tokens that a model has an embedding for; tables are padded, so a tokenizer may have fewer."""
+    return model.get_input_embeddings().weight.shape[0]
+
+
 def _same_vocabulary(model: Any, other: Any, tokenizer: Any, theirs: Any, source: Method) -> None:
-    sizes = [m.get_input_embeddings().weight.shape[0] for m in (model, other)]
-    if sizes[0] != sizes[1]:
+    """Refuse a second model whose tokens mean other text. Tables of two sizes do not prove that: see `table_rows`."""
+    if tokenizer is not None and theirs is not None:
+        text = {number: token for token, number in theirs.get_vocab().items()}
+        wrong = [n for token, n in tokenizer.get_vocab().items() if text.get(n, token) != token]
+        if wrong:
+            raise ModelError(
+                f"{source!r} names a model with another tokenizer: {len(wrong)} of its tokens mean other text, "
+                f"such as {text[min(wrong)]!r}; the two must share a tokenizer"
+            )
+        return
+    sizes = [table_rows(model), table_rows(other)]
+    if sizes[0] != sizes[1] and (tokenizer is None or max(tokenizer.get_vocab().values()) >= min(sizes)):
         raise ModelError(
             f"{source!r} names a model with a vocabulary of {sizes[1]} tokens and the model has {sizes[0]}; "
-            "the two must share a tokenizer"
-        )
-    if tokenizer is not None and theirs is not None and tokenizer.get_vocab() != theirs.get_vocab():
-        raise ModelError(
-            f"{source!r} names a model with another tokenizer, whose tokens mean other text; "
-            "the two must share a tokenizer"
+            + ("the two must share a tokenizer" if tokenizer else "give the tokenizer that they share")
         )

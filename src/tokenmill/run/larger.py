@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenmill.errors import SpecError
@@ -14,7 +15,7 @@ from tokenmill.method import Method, Recipe
 from tokenmill.models.architectures import decoder_of
 from tokenmill.models.cache import MillCache
 from tokenmill.models.trained import watched
-from tokenmill.run.drafter import second_model, shallow
+from tokenmill.run.drafter import second_model, shallow, table_rows
 from tokenmill.run.session import Session
 
 
@@ -27,7 +28,11 @@ class Larger:
 
     def __call__(self, new: Sequence[int]) -> Tensor:
         """(1, V)."""
-        logits = self.session.read(torch.tensor([[*self.missed, *new]], device=self.session.model.device))
+        # One table may be padded further than the other.
+        rows, vocabulary = table_rows(self.session.model), table_rows(self.writer.model)
+        ids = torch.tensor([[*self.missed, *new]], device=self.session.model.device).clamp(max=rows - 1)
+        logits = self.session.read(ids)[:, :vocabulary]
+        logits = F.pad(logits, (0, vocabulary - logits.shape[1]), value=-torch.inf)
         self.missed = []
         self.writer._stats.asked += 1
         return logits

@@ -66,6 +66,12 @@ def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
     return ids, torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
 
 
+def context_of(model: Any) -> float:
+    """How many tokens the model has positions for; infinite where its configuration names no end."""
+    config = model.config.get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
 class Session:
     """One cache under one recipe. Inference only."""
 

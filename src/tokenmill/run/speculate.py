@@ -21,7 +21,7 @@ from tokenmill.ops.trees import chain, depths, from_root
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
 from tokenmill.run.machine import clock
-from tokenmill.run.session import Session
+from tokenmill.run.session import Session, context_of
 from tokenmill.types import Draft, Growth, Guess, Said, Tree, Verified
 
 # Newest prompt tokens whose logits a drafter is shown. The head over 256 of them costs as much as a dozen tokens and
@@ -75,7 +75,7 @@ def speculate(
             hidden=hidden, before=F.pad(ids[0], (1, 0), value=-1)[-shown - 1 : -1],
             states={layer: states[0, -shown:] for layer, states in session.states().items()},
         )  # fmt: skip
-        limit = getattr(session.model.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
+        limit = context_of(session.model)
         judging = [learned(rule, session.model)] if rule.card.trains else []
         drafters = [
             stack.enter_context(reading.engaged(m, session, prompt, tokenizer, assistant))
@@ -168,6 +168,9 @@ class Proposer:
 
     @torch.no_grad()
     def __call__(self, seen: Verified, room: float) -> Draft:
+        room = min([room, *(drafter.limit - len(seen.context) for drafter in self.drafters)])
+        if room < 0:  # the text is longer than what a drafter can read
+            return chain(seen.context[:0])
         for drafter in self.drafters:
             drafter.follow(seen.context.tolist())
         if self.source is None:
