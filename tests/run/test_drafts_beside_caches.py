@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.test_engine import evicting, runs_on
+from run.test_speculate import DRAFTS as EVERY_DRAFT
 from tiny import ids, tiny
 from tokenmill import catalog
 from tokenmill.errors import RecipeError
@@ -70,6 +71,15 @@ def test_the_text_is_that_of_the_cache_method(spec, windows):
     assert accepted > NEW
 
 
+@pytest.mark.parametrize("draft", EVERY_DRAFT)
+@pytest.mark.parametrize("spec", ["adaptive(budget=0.4)", "streaming_llm(slots=20)", "zip_cache"])
+def test_every_draft_leaves_the_text(spec, draft):
+    model, settings = tiny("llama"), {"max_new_tokens": 140, "ignore_eos": True}
+    alone = generate(model, None, [prompt(0)], spec, **settings)[0]
+    other = generate(model, None, [prompt(0)], f"{spec} + {draft}", **settings)[0]
+    assert (other.ids, other.kept) == (alone.ids, alone.kept)
+
+
 def test_every_cache_method_works_beside_a_draft_or_is_refused_in_one_line():
     assert len(BESIDE) >= 10
     for spec in {*CACHES} - {*BESIDE}:
@@ -86,6 +96,19 @@ def test_chunks_are_read_as_without_a_draft():
             tiny("llama"), None, [prompt(0)], "snapkv(budget=0.3, window=4) + prompt_lookup", **settings
         )[0]
         assert (drafted.ids, drafted.kept) == (alone.ids, alone.kept)
+
+
+@pytest.mark.parametrize("draft", ["prompt_lookup", "token_recycling(nodes=8)", "lookahead"])
+def test_nothing_is_held_behind_the_end(draft):
+    model, before = tiny("llama"), tiny("llama").generation_config.eos_token_id
+    for end in generate(model, None, [prompt(0)], max_new_tokens=30, ignore_eos=True)[0].ids[3:20]:
+        model.generation_config.eos_token_id = end
+        try:
+            alone = generate(model, None, [prompt(0)], "recent_window(slots=20)", max_new_tokens=30)[0]
+            other = generate(model, None, [prompt(0)], f"recent_window(slots=20) + {draft}", max_new_tokens=30)[0]
+        finally:
+            model.generation_config.eos_token_id = before
+        assert (other.ids, other.kept) == (alone.ids, alone.kept)
 
 
 @method(title="", verb="score", needs=("all_queries",), every=7)

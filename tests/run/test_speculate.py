@@ -226,6 +226,17 @@ def test_a_seed_draws_one_text(draft, monkeypatch):
     assert alone.stats.drafted > 0
 
 
+def test_rows_begin_alike_under_a_rule_that_is_not_lossless():
+    """What was learned shows in the text there, so it goes from row to row only if the caller says so."""
+    model, prompt = tiny("llama"), ids(1, 12, 6)[0].tolist() * 3
+    settings = {"max_new_tokens": 30, "ignore_eos": True, "temperature": 1.0, "seed": 3}
+    spec = "fixed(source=pair_recycling) + typical_acceptance(epsilon=0.01)"
+    alone = generate(model, None, [prompt], spec, **settings)[0].ids
+    assert [out.ids for out in generate(model, None, [prompt] * 3, spec, **settings)] == [alone] * 3
+    shared = generate(model, None, [prompt] * 3, spec, memory={}, **settings)
+    assert len({tuple(out.ids) for out in shared}) > 1, "the texts would differ"
+
+
 def test_what_was_measured_changes_no_drawn_text(monkeypatch):
     model, prompt = tiny("llama"), ids(1, 12, 6)[0].tolist() * 3
     settings = {"max_new_tokens": 40, "ignore_eos": True, "temperature": 0.3, "seed": 3}

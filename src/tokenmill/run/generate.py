@@ -64,9 +64,10 @@ def generate(
     `on_text(row, text)` is called as text grows; text ends before the first of `stop`. `assistant` is a loaded model of
     the same vocabulary: what draft_model drafts with, or the large one that r2r names. `memory`, a dict to begin with
     empty, carries what a draft method learned from these prompts to the next call; it changes how fast text comes,
-    never which. `reward(row, ids)` is what new tokens are worth, the higher the better, for latent_seek. With one
-    `seed` a prompt draws the same whatever is beside it, so equal prompts give equal texts; give each its own for other
-    ones.
+    never which, unless the recipe's rule is not lossless. `reward(row, ids)` is what new tokens are worth, the higher
+    the better, for latent_seek. With one `seed` a prompt draws the same whatever is beside it, so equal prompts give
+    equal texts; give each its own for other ones. Drafts of chosen guesses, such as a table's, leave the text that the
+    seed gives without them; where guesses are drawn, as from a draft model, a seed gives one text with each recipe.
 
     Raises InputError for prompts that are empty or do not fit the model's context, RecipeError for a recipe that
     cannot run, ModelError for logits that are not finite.
@@ -95,6 +96,9 @@ def generate(
         stats = _timed(session, writer, time.perf_counter() - began)
         kept = session.kept()
         return [_output(writer, row, ids, stats, [layer[row] for layer in kept]) for row, ids in enumerate(fed)]
+    # Under a rule that is not lossless what was learned shows in the text, so rows begin alike unless the caller
+    # gives one memory for all.
+    alike = memory is None and rule is not None and not rule.card.lossless
     memory = {} if memory is None else memory
     cost = cost_of(model) if draft is not None and "cost" in grown(draft).card.needs else None
     writes, large = without, None
@@ -111,8 +115,8 @@ def generate(
             if draft is not None:
                 steps = speculate(
                     session, ids, draft, chooser,
-                    row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant, memory=memory,
-                    chunk=chunk, left=partial(writer.left, row),
+                    row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant,
+                    memory={} if alike else memory, chunk=chunk, left=partial(writer.left, row), ends=ends,
                 )  # fmt: skip
             else:
                 assert search is not None

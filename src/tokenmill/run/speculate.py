@@ -45,6 +45,7 @@ def speculate(
     memory: dict[str, Any] | None = None,
     chunk: int | None = None,
     left: Callable[[], float] = lambda: math.inf,
+    ends: frozenset[int] = frozenset(),
 ) -> Generator[list[int]]:
     """Tokens of one row, a list for each pass. `chooser` says how tokens are chosen, its `row` who draws.
 
@@ -53,7 +54,8 @@ def speculate(
     only tokens that were accepted, and no draft reaches beyond the token after which one of them decides: what follows
     is read behind that decision, as without a draft. `cost` is a pass's time by width, for trees that ask. `memory` is
     where a method that learns from one text for the next (`carries` on its card) finds and leaves what it learned.
-    `chunk` reads the prompt in pieces of so many tokens; `left` counts the tokens that may still come.
+    `chunk` reads the prompt in pieces of so many tokens; `left` counts the tokens that may still come, and nothing is
+    accepted behind one of `ends`.
     """
     rule = rule or get("exact")
     generator = None if chooser.greedy else chooser.generator(row)
@@ -108,6 +110,8 @@ def speculate(
                 hidden=hidden,
             )
             path, token = rule(guess, said, *judging)
+            if (end := next((i for i, node in enumerate(path) if read[node + 1] in ends), None)) is not None:
+                path, token = path[:end], read[path[end] + 1]
             kept = [0, *(node + 1 for node in path)]
             session.accept(kept)
             session.drafted(levels.tolist()[1:], len(path))
