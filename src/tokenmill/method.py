@@ -423,10 +423,10 @@ def _refuse_impossible(methods: tuple[Method, ...]) -> None:
             f"{keep!r} + {seen['draft']!r}: {keep.name} chooses by the queries of a pass, and a draft's pass has "
             "queries of tokens that may be rejected, so the text would no longer be what it is without drafting"
         )
-    for m in (seen.get("keep"), merge, seen.get("quantize")) if "draft" in seen else ():
-        if m and m.name != "full" and decider(m).card.every == 1:
+    for held in (keep, merge, seen.get("quantize")) if "draft" in seen else ():
+        if held and held.name != "full" and decider(held).card.every == 1:
             raise RecipeError(
-                f"{m!r} + {seen['draft']!r}: {decider(m).name} decides after every token, and a drafted token is "
+                f"{held!r} + {seen['draft']!r}: {decider(held).name} decides after every token, and a drafted token is "
                 "accepted only where nothing was decided before it, so none ever would be; use a method that decides "
                 "less often, such as snapkv(budget=0.5), or leave the draft out"
             )

@@ -192,6 +192,23 @@ class TestRecipes:
             assert torch.equal(Chooser(temperature, rows=len(logits))(logits), logits.argmax(-1))
         assert Chooser(temperature, rows=len(logits))(logits).shape == (len(logits),)
 
+    @pytest.mark.parametrize("temperature", [0.0, 1e-310, 1e-45, 1e-20, 1e300])
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            "keyformer(budget=0.5, rise=0.0, temperature={})",
+            "prompt_lookup + typical_acceptance(temperature={})",
+        ],
+    )
+    def test_methods_with_a_temperature_take_any(self, spec, temperature):
+        prompt = ids(1, 12)[0].tolist() * 3
+        out = generate(tiny(), None, [prompt], spec.format(temperature), max_new_tokens=20, ignore_eos=True)[0]
+        assert len(out.ids) == 20
+        if "keyformer" in spec:
+            assert {len(head) for layer in out.kept for head in layer} == {27}, "half of 55 tokens"
+            positions = [tuple(head) for layer in out.kept for head in layer]
+            assert len({*positions}) > 1, "heads that score NaN would all keep the same"
+
     def test_seeds_are_whole_numbers_of_any_kind(self):
         logits = _logits(1).expand(3, -1)
         for seed in (3, np.int64(3), np.uint8(3), torch.tensor(3), [3, 3, 3], np.array([3, 3, 3]), (3, np.int32(3), 3)):

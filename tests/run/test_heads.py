@@ -80,6 +80,16 @@ def test_trained_heads_draft_and_change_no_text(spec, data):
         generate(tiny("qwen3"), None, [prompt], spec, max_new_tokens=4)
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_trained_heads_draft_up_to_the_last_learned_position(spec, data):
+    model, prompt = tiny("gpt2"), ids(1, 6)[0].tolist() * 80
+    fit(spec, model, text=data, steps=1, rows=2, length=32)
+    plain = generate(model, None, [prompt], max_new_tokens=32, ignore_eos=True)[0]
+    out = generate(model, None, [prompt], f"chain(source={spec}, nodes=4)", max_new_tokens=32, ignore_eos=True)[0]
+    assert out.ids == plain.ids
+    assert out.stats.drafted > 0
+
+
 @pytest.mark.parametrize(
     "spec", ["medusa", "hidden_transfer(layers=2)", "s2d(exits=(1, 2))", "placeholders(threshold=0.0)"]
 )
