@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny
 from tiny_tokenizer import tiny_tokenizer
 from tokenmill.errors import ModelError
-from tokenmill.models.checkpoint import Contents, bounded, contents
+from tokenmill.models.checkpoint import Contents, bounds, contents
 from tokenmill.models.load import load
 
 
@@ -178,9 +178,9 @@ def test_only_what_is_built_inside_is_bounded_and_the_watch_ends(tmp_path):
     few = Contents(1, 4)
     with torch.device("meta"):
         torch.nn.Linear(10_000, 10_000)
-        with pytest.raises(ModelError, match="larger model"), bounded("m", few):
+        with pytest.raises(ModelError, match="larger model"), bounds("m", few):
             torch.nn.Linear(10_000, 10_000)
-        with pytest.raises(ModelError, match="larger model"), bounded("m", few):
+        with pytest.raises(ModelError, match="larger model"), bounds("m", few):
             torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(2000))
         torch.nn.Linear(10_000, 10_000)
 

@@ -5,12 +5,12 @@ A folder may be damaged, half-downloaded or hostile. Nothing here reads a tensor
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,15 +125,24 @@ def _object(name: str, file: Path) -> dict[str, Any]:
     return found
 
 
-@contextmanager
-def bounded(name: str, held: Contents, *, quantized: bool = False) -> Iterator[None]:
-    """Building a model inside raises ModelError once it is much larger than its weights files.
+def bounds(name: str, held: Contents, *, quantized: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Inside, a model is built that is no larger than its weights files; ModelError once it is."""
+    weights = (PACKED if quantized else TIED) * held.numbers + SLACK
+    error = ModelError(
+        f"'{name}': config.json describes a larger model than its weights files hold ({held.numbers:,} numbers "
+        f"in {held.tensors:,} tensors); get a complete copy of it"
+    )
+    return bounded(error, weights=weights, tables=weights + TABLES, tensors=4 * held.tensors + 1024)
 
-    transformers builds on the meta device, where sizes cost nothing, and allocates later. So whatever field of a
-    configuration asks for too much, it is refused before memory is taken. Only this thread is watched.
+
+@contextlib.contextmanager
+def bounded(error: Exception, *, weights: int, tables: int, tensors: int) -> Iterator[None]:
+    """Raise `error` as soon as what this thread builds on the meta device exceeds a bound.
+
+    Sizes cost nothing on the meta device, where transformers builds a model before it allocates. So whatever field of
+    a configuration asks for too much, it is refused before memory is taken. `weights` and `tables` are numbers in
+    parameters and in buffers, `tensors` is how many of both there may be.
     """
-    most = (PACKED if quantized else TIED) * held.numbers + SLACK
-    tables, tensors = most + TABLES, 4 * held.tensors + 1024
     thread, built = threading.get_ident(), Counter[str]()
 
     def check(kind: str, limit: int, tensor: Tensor | None) -> None:
@@ -142,13 +151,10 @@ def bounded(name: str, held: Contents, *, quantized: bool = False) -> Iterator[N
         built[kind] += tensor.numel()
         built["tensors"] += 1
         if built[kind] > limit or built["tensors"] > tensors:
-            raise ModelError(
-                f"'{name}': config.json describes a larger model than its weights files hold ({held.numbers:,} numbers "
-                f"in {held.tensors:,} tensors); get a complete copy of it"
-            )
+            raise error
 
     def parameter(module: nn.Module, key: str, tensor: Any) -> None:
-        check("weights", most, tensor)
+        check("weights", weights, tensor)
 
     def buffer(module: nn.Module, key: str, tensor: Any) -> None:
         check("tables", tables, tensor)

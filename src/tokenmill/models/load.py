@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from tokenmill.errors import ModelError, did_you_mean
-from tokenmill.models.checkpoint import bounded, contents, refuse_bad_config
+from tokenmill.models.checkpoint import bounds, contents, refuse_bad_config
 from tokenmill.models.default import NAME, default_model
 from tokenmill.models.weights import known, pack
 
@@ -80,7 +80,7 @@ def load(
 def _bound(name: str, folder: Path, config: PreTrainedConfig) -> contextlib.AbstractContextManager[None]:
     file = getattr(config, "transformers_weights", None)
     quantized = getattr(config, "quantization_config", None) is not None
-    return bounded(name, contents(name, folder, file if isinstance(file, str) else None), quantized=quantized)
+    return bounds(name, contents(name, folder, file if isinstance(file, str) else None), quantized=quantized)
 
 
 def _refuse_adapter(name: str, folder: Path) -> None:
