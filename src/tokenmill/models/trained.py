@@ -18,6 +18,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -196,9 +197,15 @@ def alone(path: Path) -> Iterator[None]:
 
 def writable(folder: Path | None) -> None:
     """StoreError unless files can be written into the folder (None: the user's cache), which is made."""
-    trial = (folder or cache_folder() / "trained").expanduser() / f".trial.{os.getpid()}"
-    write(trial, b"0")
-    trial.unlink(missing_ok=True)
+    where = (folder or cache_folder() / "trained").expanduser()
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=where) as trial:
+            trial.write(b"0")
+            trial.flush()
+            os.fsync(trial.fileno())
+    except OSError as error:
+        raise _unwritable(where / "weights", error) from None
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:

@@ -373,7 +373,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         came.append(signum)
 
     # Only the main thread may set handlers, and only those that are still Python's own are replaced.
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     mine = threading.current_thread() is threading.main_thread()
     replaced = [s for s, handler in usual.items() if mine and signal.getsignal(s) is handler]
     for signum in replaced:
