@@ -187,10 +187,12 @@ def alone(path: Path) -> Iterator[None]:
             raise StoreError(f"another training writes {path}; wait for it, or choose another --out") from None
         for left in path.parent.glob(f".{glob.escape(path.stem)}.*.part"):
             left.unlink(missing_ok=True)
-        writable(path.parent)
-        yield
-        with contextlib.suppress(OSError):
-            lock.unlink(missing_ok=True)
+        try:
+            writable(path.parent)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink(missing_ok=True)
     finally:
         os.close(handle)
 
