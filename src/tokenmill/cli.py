@@ -36,8 +36,8 @@ class _Friendly(TyperGroup):
                 raise
             _complain(f"this command needs {error.name}; run: pip install 'tokenmill[{EXTRAS[error.name]}]'")
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            _complain("stopped")
+        except KeyboardInterrupt as interrupt:
+            _complain(str(interrupt) or "stopped")
             raise typer.Exit(130) from None
 
 
@@ -342,13 +342,14 @@ def train(
 ) -> None:
     """Train the learned part of a method, on any text: weights, a figure on held-out text, and a log."""
     from tokenmill.method import Method, parse
-    from tokenmill.models.trained import source
+    from tokenmill.models.trained import source, writable
     from tokenmill.run.fit import fit
 
     chosen = parse(name)
     if not isinstance(chosen, Method):
         raise SpecError(f"'{name}' is a recipe; train one method at a time")
     source(chosen)  # one without a learned part is told before a model is loaded
+    writable(out)
     loaded = tokenizer = None
     if chosen.card.trains == "part":
         from tokenmill.models.load import load

@@ -1,6 +1,9 @@
 """Training a learned part: the contract, on two heads over a tiny frozen model, kills, wrong files, messages."""
 
+import errno
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tiny import VOCAB, tiny
+from tokenmill import catalog
 from tokenmill.errors import InputError, ModelError, RecipeError, SpecError, StoreError
-from tokenmill.method import Recipe, get, method
-from tokenmill.models.trained import about, digest, place, save, trained
+from tokenmill.method import Recipe, get, method, parse
+from tokenmill.models.trained import about, alone, build, digest, place, save, shaping, source, trained
 from tokenmill.ops.text import around_message
 from tokenmill.run.corpus import Corpus, corpus, documents, split
 from tokenmill.run.fit import fit, schedule
@@ -157,6 +161,164 @@ def test_an_interrupt_leaves_only_whole_steps(tmp_path, monkeypatch):
         fit(guesses, tiny(), steps=6, out=tmp_path / "stopped", **QUICK)
     resumed = fit(guesses, tiny(), out=tmp_path / "stopped", resume=True, **QUICK)
     assert resumed.history == whole.history
+
+
+def _stopped(tmp_path, monkeypatch, at=3, method=guesses, model=None, **more):
+    """A training that was killed after a step; the folder and the checkpoint."""
+    monkeypatch.setattr("tokenmill.run.fit.SAVE_SECONDS", 0.0)
+    with pytest.raises(Killed):
+        fit(method, model or tiny(), steps=8, out=tmp_path / "killed", on_step=killer(at), **QUICK, **more)
+    (work,) = (tmp_path / "killed").glob("*.checkpoint")
+    return tmp_path / "killed", work
+
+
+@pytest.mark.parametrize("at", [0, 5, 31, 32, 40, 1000, -1000, -1])
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path, monkeypatch, at):
+    out, work = _stopped(tmp_path, monkeypatch)
+    raw = bytearray(work.read_bytes())
+    raw[at] ^= 4
+    work.write_bytes(raw)
+    with pytest.raises(StoreError, match="damaged; remove it"):
+        fit(guesses, tiny(), out=out, resume=True, **QUICK)
+    work.write_bytes(raw[:at])
+    with pytest.raises(StoreError, match="damaged; remove it"):
+        fit(guesses, tiny(), out=out, resume=True, **QUICK)
+
+
+def test_the_figure_does_not_depend_on_an_interruption(tmp_path, monkeypatch):
+    """medusa judges at places that it draws."""
+    whole = fit(medusa, tiny(), steps=8, out=tmp_path / "whole", **QUICK)
+    out, _ = _stopped(tmp_path, monkeypatch, method=medusa)
+    resumed = fit(medusa, tiny(), out=out, resume=True, **QUICK)
+    assert resumed.held_out == whole.held_out
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_what_a_killed_run_left_is_swept_and_nothing_else(tmp_path):
+    path = place(guesses, tiny(), tmp_path)
+    left = [tmp_path / f".{path.stem}.{end}.4711.part" for end in ("safetensors", "checkpoint", "json")]
+    other = tmp_path / ".other.4711.part"
+    for file in (*left, other):
+        file.write_bytes(b"half")
+    fit(guesses, tiny(), steps=1, out=tmp_path, **QUICK)
+    assert {f.name for f in tmp_path.iterdir()} == {path.name, path.with_suffix(".json").name, other.name}
+
+
+def test_files_have_the_usual_rights(tmp_path, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        out, work = _stopped(tmp_path, monkeypatch)
+        assert work.stat().st_mode & 0o777 == 0o640
+        made = fit(guesses, tiny(), out=out, resume=True, **QUICK)
+    finally:
+        os.umask(before)
+    assert made.path.stat().st_mode & 0o777 == 0o640
+    assert made.path.with_suffix(".json").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_read(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("tokenmill.run.fit.Reader", None)
+    monkeypatch.setattr("tokenmill.run.fit._data", None)
+    with pytest.raises(StoreError, match=r"cannot write into .*choose another --out"):
+        fit(guesses, tiny(), steps=1, out=tmp_path / "file" / "out", **QUICK)
+
+
+@pytest.mark.parametrize("at", [1, 3, 8, 9, 10])
+def test_a_full_disk_is_one_line_and_resumed(tmp_path, monkeypatch, at):
+    """The write of the trial file, of a checkpoint, of the log, of the weights."""
+    whole = fit(guesses, tiny(), steps=7, out=tmp_path / "whole", **QUICK)
+    monkeypatch.setattr("tokenmill.run.fit.SAVE_SECONDS", 0.0)
+    real, writes = os.fsync, []
+
+    def full(handle):
+        writes.append(1)
+        if len(writes) >= at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device; choose another --out") as caught:
+        fit(guesses, tiny(), steps=7, out=tmp_path / "full", **QUICK)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "full").glob(".*.part"))
+    monkeypatch.setattr(os, "fsync", real)
+    resumed = fit(guesses, tiny(), steps=7, out=tmp_path / "full", resume=True, **QUICK)
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_and_names_resume(tmp_path, which):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    whole = fit(guesses, tiny(), steps=8, out=tmp_path / "whole", **QUICK)
+
+    def interrupt(step):
+        if step == 4:
+            os.kill(os.getpid(), which)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 5 of 8; go on with --resume"):
+        fit(guesses, tiny(), steps=8, out=tmp_path / "stopped", on_step=interrupt, **QUICK)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    asked = []
+    resumed = fit(guesses, tiny(), out=tmp_path / "stopped", resume=True, on_step=asked.append, **QUICK)
+    assert asked == [5, 6, 7]
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_two_trainings_of_one_part_do_not_mix(tmp_path):
+    path = place(guesses, tiny(), tmp_path)
+    with alone(path), pytest.raises(StoreError, match="another training writes"):
+        fit(guesses, tiny(), steps=1, out=tmp_path, **QUICK)
+    fit(guesses, tiny(), steps=1, out=tmp_path, **QUICK)
+
+
+def test_a_finished_training_that_was_damaged_is_not_taken_for_finished(tmp_path):
+    made = fit(guesses, tiny(), steps=1, out=tmp_path, **QUICK)
+    raw = bytearray(made.path.read_bytes())
+    raw[-3] ^= 1
+    made.path.write_bytes(raw)
+    with pytest.raises(ModelError, match="damaged: its numbers"):
+        fit(guesses, tiny(), steps=1, out=tmp_path, resume=True, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("mor(hidden=33)", "hidden=33 does not divide into attention heads of 32"),
+        ("skip_middle(hidden=100)", "does not divide"),
+        ("mixture_of_tokens(hidden=31)", "does not divide"),
+        ("duo_llm(hidden=31)", "does not divide"),
+        ("chimera(heads=7)", "heads=7 does not divide the model's 48; give one of 1, 2, 3"),
+        ("clover(heads=9)", "heads=9 does not divide the model's 48"),
+        ("mor(hidden=320000000000)", "too large to train in this machine's memory"),
+        ("medusa(heads=999999999)", "too large to train in this machine's memory"),
+        ("token_lora(rank=1000000000)", "too large to train in this machine's memory"),
+    ],
+)
+def test_shapes_are_checked_before_anything_is_built(tmp_path, spec, says):
+    method = parse(spec)
+    model = tiny() if method.card.trains == "part" else None
+    with pytest.raises(SpecError, match=says):
+        build(method, model)
+
+
+def test_every_learned_part_is_built_as_before_the_check():
+    """The trial on the meta device neither refuses nor draws."""
+    for name in catalog.methods():
+        method = get(name)
+        if not method.card.trains or name == "s2d":  # whose exits a tiny model does not have
+            continue
+        chosen = (
+            method(heads=6) if "heads" in method.defaults else method(layers=2) if name == "hidden_transfer" else method
+        )
+        torch.manual_seed(0)
+        made = build(chosen, tiny() if method.card.trains == "part" else None)
+        torch.manual_seed(0)
+        config = (tiny().config,) if method.card.trains == "part" else ()
+        plain = source(chosen).parts(*config, **shaping(chosen))
+        for (key, one), other in zip(made.state_dict().items(), plain.state_dict().values(), strict=True):
+            assert one.device.type == "cpu"
+            assert torch.equal(one, other), (name, key)
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path):

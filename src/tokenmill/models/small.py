@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention, silu
 
+from tokenmill.errors import SpecError
+
 HEAD = 32  # size of an attention head
 BYTES = 256
 
@@ -32,6 +34,8 @@ class Block(nn.Module):
 
     def __init__(self, size: int, sandwich: bool = False, feed_forward: Callable[[int], nn.Module] = FeedForward):
         super().__init__()
+        if size % HEAD:
+            raise SpecError(f"hidden={size} does not divide into attention heads of {HEAD}; give a multiple of {HEAD}")
         self.qkv, self.out = nn.Linear(size, 3 * size, bias=False), nn.Linear(size, size, bias=False)
         self.feed_forward = feed_forward(size)
         self.norms = nn.ModuleList(nn.RMSNorm(size, eps=1e-5) for _ in range(2))

@@ -9,12 +9,17 @@ vocabulary, seed, steps, the figure on held-out text, and a digest of the tensor
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
 import hashlib
 import inspect
+import io
 import json
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -23,17 +28,22 @@ from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from tokenmill.errors import ModelError, SpecError, StoreError, UntrainedError
+from tokenmill.errors import ModelError, SpecError, StoreError, TokenmillError, UntrainedError
 from tokenmill.method import Method
 from tokenmill.models.architectures import decoder_of
+from tokenmill.models.checkpoint import bounded
 from tokenmill.models.default import cache_folder
 from tokenmill.types import Learned
 
 SHIPPED = Path(__file__).parents[1] / "weights"
+TRAINING = 16  # bytes a number: weight, gradient and two moments
+PARTS = 20_000  # tensors of a learned part at most
+DIGEST = hashlib.sha256().digest_size
 SAMPLE = 4096  # numbers a tensor that a model's digest looks at
 _learned: WeakKeyDictionary[Any, dict[str, tuple[Any, Learned]]] = WeakKeyDictionary()  # model -> method -> its part
 
@@ -53,8 +63,21 @@ def shaping(method: Method) -> dict[str, Any]:
 
 def build(method: Method, model: Any = None) -> nn.Module:
     """The part before training. `parts(config, **knobs)` on a frozen model, `parts(**knobs)` for one from scratch."""
-    made = source(method).parts
-    return made(**shaping(method)) if model is None else made(_config(model), **shaping(method))
+    made, config = source(method).parts, () if model is None else (_config(model),)
+
+    def part() -> nn.Module:
+        return made(*config, **shaping(method))
+
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // TRAINING
+    large = SpecError(f"the learned part of {method!r} is too large to train in this machine's memory")
+    try:
+        with torch.device("meta"), bounded(large, weights=most, tables=most, tensors=PARTS):
+            part()
+        return part()
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError, OverflowError, MemoryError) as error:
+        if isinstance(error, TokenmillError):
+            raise
+        raise SpecError(f"cannot build the learned part of {method!r}: {' '.join(str(error).split())[:200]}") from error
 
 
 def watched(method: Method, model: Any) -> tuple[int, ...]:
@@ -103,15 +126,7 @@ def save(path: Path, parts: nn.Module, method: Method, model: Any, told: dict[st
         "tensors": _fingerprint(tensors),
         **told,
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata={"tokenmill": json.dumps(about)})
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot write {path}: {error}; choose another --out") from None
-    finally:
-        part.unlink(missing_ok=True)
+    write(path, serialized(tensors, metadata={"tokenmill": json.dumps(about)}))
 
 
 def stored_as(method: Method) -> torch.dtype:
@@ -120,15 +135,83 @@ def stored_as(method: Method) -> torch.dtype:
 
 
 def store(path: Path, what: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Tensors and plain values with a digest before them, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(what, buffer)
+    data = buffer.getvalue()
+    write(path, hashlib.sha256(data).digest() + data)
+
+
+def restore(path: Path) -> dict[str, Any]:
+    """What `store` wrote; ValueError for a file that does not match its digest, OSError for one that is not there."""
+    raw = path.read_bytes()
+    data = raw[DIGEST:]
+    if hashlib.sha256(data).digest() != raw[:DIGEST]:
+        raise ValueError(f"{path} does not match its digest")
+    return dict(torch.load(io.BytesIO(data), weights_only=True))
+
+
+def write(path: Path, data: bytes) -> None:
+    """A file with the usual rights, whole or not at all; StoreError where it cannot be written."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(what, part)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # a full disk shows here at the latest
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+        raise _unwritable(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Inside, no other process writes `path`; what a killed one left half-written beside it is swept up.
+
+    Raises StoreError, before anything is computed, where `path` cannot be written or another process is at it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(f"another training writes {path}; wait for it, or choose another --out") from None
+        for left in path.parent.glob(f".{glob.escape(path.stem)}.*.part"):
+            left.unlink(missing_ok=True)
+        try:
+            writable(path.parent)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def writable(folder: Path | None) -> None:
+    """StoreError unless files can be written into the folder (None: the user's cache), which is made."""
+    where = (folder or cache_folder() / "trained").expanduser()
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=where) as trial:
+            trial.write(b"0")
+            trial.flush()
+            os.fsync(trial.fileno())
+    except OSError as error:
+        raise _unwritable(where / "weights", error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"cannot write into {path.parent}: {error.strerror or error}; choose another --out")
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -157,12 +240,7 @@ def trained(method: Method, model: Any = None, *, name: str = "MODEL") -> nn.Mod
         )
     if base["digest"] != digest(model):
         raise ModelError(f"{path} was trained on '{base['name']}', whose weights are not this model's; {again}")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError):
-        tensors = {}
-    if _fingerprint(tensors) != told["tensors"]:
-        raise ModelError(f"{path} is damaged: its numbers do not match their digest; {again}")
+    tensors = whole(path, again)
     parts = build(method, model)
     try:
         parts.load_state_dict(tensors)
@@ -174,6 +252,17 @@ def trained(method: Method, model: Any = None, *, name: str = "MODEL") -> nn.Mod
         weight = next(model.parameters())
         parts = parts.to(weight.device, weight.dtype)
     return parts.eval().requires_grad_(False)
+
+
+def whole(path: Path, again: str) -> dict[str, Tensor]:
+    """The tensors of a file that `save` wrote; ModelError, which ends in `again`, unless they match their digest."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError):
+        tensors = {}
+    if _fingerprint(tensors) != about(path)["tensors"]:
+        raise ModelError(f"{path} is damaged: its numbers do not match their digest; {again}")
+    return tensors
 
 
 def learned(method: Method, model: Any) -> Learned:

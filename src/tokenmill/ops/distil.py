@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tokenmill.errors import SpecError
 from tokenmill.types import Batch
 
 SAMPLE = 32  # places of a row: the pass of the model below costs more than as many of them through its head
@@ -46,3 +47,10 @@ def foretelling(batch: Batch, ahead: Ahead) -> Tensor:
 def foretold(batch: Batch, ahead: Ahead) -> dict[str, float]:
     """How often each place ahead is foretold as the model says it."""
     return {f"right at place {d}": hits(batch, *told) for d, told in enumerate(ahead, 1)}
+
+
+def refuse_uneven(size: int, heads: int) -> None:
+    """SpecError unless a state of `size` numbers divides into `heads`."""
+    if size % heads:
+        usable = [n for n in range(1, 33) if size % n == 0]
+        raise SpecError(f"heads={heads} does not divide the model's {size}; give one of {', '.join(map(str, usable))}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tokenmill.ops.template import render_chat
+
 # Tokens decoded again before each one: enough for a decoder that looks back at a neighbour.
 BEFORE = 4
 
@@ -31,7 +33,7 @@ def as_message(tokenizer: Any, text: str) -> str:
     if not getattr(tokenizer, "chat_template", None):
         return text
     turns = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return render_chat(tokenizer, turns, add_generation_prompt=True)
 
 
 def around_message(tokenizer: Any) -> tuple[str, str]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,21 @@ from torch import Tensor, nn
 
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
 from tokenmill.method import Method, parse
-from tokenmill.models.trained import about, build, digest, place, save, shaping, source, store, stored_as
+from tokenmill.models.trained import (
+    about,
+    alone,
+    build,
+    digest,
+    place,
+    restore,
+    save,
+    shaping,
+    source,
+    store,
+    stored_as,
+    whole,
+    write,
+)
 from tokenmill.run.corpus import Corpus, Tasks, corpus, tasks
 from tokenmill.run.drafter import second_model
 from tokenmill.run.frozen import Reader, read
@@ -98,88 +114,94 @@ def fit(
     lr, rows, length = lr or usual["lr"], rows or usual["rows"], length or usual["length"]
     if not scratch:
         device = str(next(model.parameters()).device)
-    encode = None if tokenizer is None else lambda t: list(tokenizer(t, add_special_tokens=False)["input_ids"])
-    data = _data(chosen, text, encode, rows, length)
-    path = place(chosen, model, None if out is None else Path(out))
-    work = path.with_suffix(".checkpoint")
-    saved = _checkpoint(work, resume)
-    told = None  # what the model says over a text that it wrote
-    if own:
-        if isinstance(data, Tasks):
-            raise InputError(f"{chosen.name} learns from texts of several tasks, a model writes one; leave out --own")
-        data, told = own_text(model, tokenizer, data, own, seed, text is None, console)
-        if min(len(data.train), len(data.held_out)) < length:
-            raise InputError(f"the model wrote {len(data.train)} tokens, fewer than a row of {length}; raise --own")
-    second = second_model(chosen, model, tokenizer, assistant) if chosen.knobs.get("model") else None
+    path = place(chosen, model, None if out is None else Path(out).expanduser())
+    with alone(path):
+        encode = None if tokenizer is None else lambda t: list(tokenizer(t, add_special_tokens=False)["input_ids"])
+        data = _data(chosen, text, encode, rows, length)
+        work = path.with_suffix(".checkpoint")
+        saved = _checkpoint(work, resume)
+        told = None  # what the model says over a text that it wrote
+        if own:
+            if isinstance(data, Tasks):
+                raise InputError(
+                    f"{chosen.name} learns from texts of several tasks, a model writes one; leave out --own"
+                )
+            data, told = own_text(model, tokenizer, data, own, seed, text is None, console)
+            if min(len(data.train), len(data.held_out)) < length:
+                raise InputError(f"the model wrote {len(data.train)} tokens, fewer than a row of {length}; raise --own")
+        second = second_model(chosen, model, tokenizer, assistant) if chosen.knobs.get("model") else None
 
-    with _seeded(seed), _at_rest(model), _at_rest(second):
-        parts = build(chosen, model).to(device).train()
-        done = about(path)["plan"] if saved is None and resume and path.is_file() else None
-        before = saved["plan"] if saved is not None else done
-        reader = Reader(chosen, model, data, rows, length, seed, second, device, told)
-        if before is not None:
-            steps, reader.count = steps or before["steps"], before.get("read", reader.count)
-        elif minutes is not None:
-            steps = _affordable(reader, parts, minutes)
-        plan = {
-            "spec": repr(chosen), "knobs": {k: repr(v) for k, v in shaping(chosen).items()}, "base": digest(model),
-            "text": data.digest, "seed": seed, "lr": lr, "rows": rows, "length": length, "own": own,
-            "read": reader.count,
+        with _seeded(seed), _at_rest(model), _at_rest(second):
+            parts = build(chosen, model).to(device).train()
+            done = about(path)["plan"] if saved is None and resume and path.is_file() else None
+            before = saved["plan"] if saved is not None else done
+            reader = Reader(chosen, model, data, rows, length, seed, second, device, told)
+            if before is not None:
+                steps, reader.count = steps or before["steps"], before.get("read", reader.count)
+            elif minutes is not None:
+                steps = _affordable(reader, parts, minutes)
+            plan = {
+                "spec": repr(chosen), "knobs": {k: repr(v) for k, v in shaping(chosen).items()}, "base": digest(model),
+                "text": data.digest, "seed": seed, "lr": lr, "rows": rows, "length": length, "own": own,
+                "read": reader.count,
+            }  # fmt: skip
+            steps = steps or usual["steps"]
+            plan["steps"] = steps
+            if done == plan:
+                return _finished(chosen, model, path)
+            optimizer = adam(parts, lr)
+            history: list[dict[str, float]] = []
+            seconds = 0.0
+            if saved is not None:
+                if saved["plan"] != plan:
+                    odd = [k for k in plan if saved["plan"].get(k) != plan[k]]
+                    raise StoreError(f"{work} was begun with another {', '.join(odd)}; give the same, or remove it")
+                parts.load_state_dict(saved["parts"])
+                optimizer.load_state_dict(saved["optimizer"])
+                history, seconds = saved["history"], saved["seconds"]
+
+            def keep() -> None:
+                store(work, {
+                    "plan": plan, "steps": steps, "parts": parts.state_dict(), "optimizer": optimizer.state_dict(),
+                    "history": history, "seconds": seconds + time.perf_counter() - began,
+                })  # fmt: skip
+
+            # Saved between steps only: what an interrupt leaves in mid-step is no state that training goes through.
+            began = last = time.perf_counter()
+            with _bar(chosen.name, steps, console) as tick, _interruptible() as interrupted:
+                for step in range(len(history), steps):
+                    torch.manual_seed(seed * 1_000_003 + step)
+                    rate = lr * schedule(step, steps)
+                    batch = reader.batch(step, step / steps)
+                    value = update(optimizer, file.objective(parts, batch), rate)
+                    if not math.isfinite(value):
+                        raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g})")
+                    history.append({"step": step, "loss": value, "lr": rate})
+                    now = time.perf_counter()
+                    tick(step + 1, value, (step + 1) * rows * length / (seconds + now - began))
+                    if on_step is not None:
+                        on_step(step)
+                    if now - last > SAVE_SECONDS or interrupted():
+                        keep()
+                        last = now
+                    if interrupted():
+                        raise KeyboardInterrupt(f"stopped after step {step + 1} of {steps}; go on with --resume")
+            seconds += time.perf_counter() - began
+            for t in parts.state_dict().values():  # the figure is of what is stored
+                if t.is_floating_point():
+                    t.copy_(t.to(stored_as(chosen)))
+            held_out = judge(chosen, parts, model, data, length, second, seed=seed)
+        about_it = {"model": name, "plan": plan, "seed": seed, "steps": steps, "held_out": held_out}
+        about_it |= {"tasks": list(data.names)} if isinstance(data, Tasks) else {}
+        log = {
+            "method": repr(chosen), "model": name, "plan": plan, "held_out": held_out, "seconds": round(seconds, 1),
+            "tokens": steps * rows * length, "environment": _environment(parts),
+            "history": history[:: -(-len(history) // TOLD)],
         }  # fmt: skip
-        steps = steps or usual["steps"]
-        plan["steps"] = steps
-        if done == plan:
-            return _finished(chosen, model, path)
-        optimizer = adam(parts, lr)
-        history: list[dict[str, float]] = []
-        seconds = 0.0
-        if saved is not None:
-            if saved["plan"] != plan:
-                odd = [k for k in plan if saved["plan"].get(k) != plan[k]]
-                raise StoreError(f"{work} was begun with another {', '.join(odd)}; give the same, or remove it")
-            parts.load_state_dict(saved["parts"])
-            optimizer.load_state_dict(saved["optimizer"])
-            history, seconds = saved["history"], saved["seconds"]
-
-        def keep() -> None:
-            store(work, {
-                "plan": plan, "steps": steps, "parts": parts.state_dict(), "optimizer": optimizer.state_dict(),
-                "history": history, "seconds": seconds + time.perf_counter() - began,
-            })  # fmt: skip
-
-        # Saved between steps only: what an interrupt leaves in mid-step is no state that training goes through.
-        began = last = time.perf_counter()
-        with _bar(chosen.name, steps, console) as tick:
-            for step in range(len(history), steps):
-                torch.manual_seed(seed * 1_000_003 + step)
-                rate = lr * schedule(step, steps)
-                batch = reader.batch(step, step / steps)
-                value = update(optimizer, file.objective(parts, batch), rate)
-                if not math.isfinite(value):
-                    raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g})")
-                history.append({"step": step, "loss": value, "lr": rate})
-                now = time.perf_counter()
-                tick(step + 1, value, (step + 1) * rows * length / (seconds + now - began))
-                if on_step is not None:
-                    on_step(step)
-                if now - last > SAVE_SECONDS:
-                    keep()
-                    last = now
-        seconds += time.perf_counter() - began
-        for t in parts.state_dict().values():  # the figure is of what is stored
-            if t.is_floating_point():
-                t.copy_(t.to(stored_as(chosen)))
-        held_out = judge(chosen, parts, model, data, length, second)
-    about_it = {"model": name, "plan": plan, "seed": seed, "steps": steps, "held_out": held_out}
-    about_it |= {"tasks": list(data.names)} if isinstance(data, Tasks) else {}
-    save(path, parts, chosen, model, about_it)
-    _log(path.with_suffix(".json"), {
-        "method": repr(chosen), "model": name, "plan": plan, "held_out": held_out, "seconds": round(seconds, 1),
-        "tokens": steps * rows * length, "environment": _environment(parts),
-        "history": history[:: -(-len(history) // TOLD)],
-    })  # fmt: skip
-    work.unlink(missing_ok=True)
-    return Fitted(parts.eval(), path, held_out, history)
+        write(path.with_suffix(".json"), (json.dumps(log, indent=1) + "\n").encode())
+        save(path, parts, chosen, model, about_it)  # last: who finds the weights finds the log
+        work.unlink(missing_ok=True)
+        return Fitted(parts.eval(), path, held_out, history)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -207,21 +229,29 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> float
 
 @torch.no_grad()
 def judge(
-    method: Method, parts: nn.Module, model: Any, data: Corpus | Tasks, length: int, second: Any = None
+    method: Method,
+    parts: nn.Module,
+    model: Any,
+    data: Corpus | Tasks,
+    length: int,
+    second: Any = None,
+    *,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """The method's figure on held-out text: means over batches."""
+    """The method's figure on held-out text: means over batches. What it draws depends on `seed` alone."""
     was = parts.training
     parts.eval()
     device = next(parts.parameters()).device
     columns: dict[str, list[float]] = {}
     judged = data.judged(HELD_OUT_ROWS, length)
     labels = data.labels(len(judged))
-    for first in range(0, len(judged), 8):
-        some = slice(first, first + 8)
-        own = None if labels is None else labels[some]
-        batch = read(model, method, judged[some].to(device), second=second, tasks=own)
-        for what, value in source(method).figure(parts, batch).items():
-            columns.setdefault(what, []).append(float(value))
+    with _seeded(seed):
+        for first in range(0, len(judged), 8):
+            some = slice(first, first + 8)
+            own = None if labels is None else labels[some]
+            batch = read(model, method, judged[some].to(device), second=second, tasks=own)
+            for what, value in source(method).figure(parts, batch).items():
+                columns.setdefault(what, []).append(float(value))
     parts.train(was)
     return {what: sum(values) / len(values) for what, values in columns.items()}
 
@@ -277,23 +307,17 @@ def _checkpoint(work: Path, resume: bool) -> dict[str, Any] | None:
     if not resume:
         raise StoreError(f"{work} is of an unfinished training; go on with --resume, or remove it")
     try:
-        return dict(torch.load(work, weights_only=True))
-    except Exception:  # a damaged pickle may raise anything
+        return restore(work)
+    except OSError as error:
+        raise StoreError(f"cannot read {work}: {error.strerror}") from None
+    except Exception:  # beside a wrong digest: what another version wrote may raise anything
         raise StoreError(f"{work} is damaged; remove it and train again") from None
 
 
 def _finished(method: Method, model: Any, path: Path) -> Fitted:
-    from safetensors.torch import load_file
-
     parts = build(method, model)
-    parts.load_state_dict(load_file(path))
+    parts.load_state_dict(whole(path, "remove it and train again"))
     return Fitted(parts.eval(), path, about(path)["held_out"], [])
-
-
-def _log(path: Path, told: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def _environment(parts: nn.Module) -> dict[str, Any]:
@@ -336,6 +360,29 @@ def _at_rest(model: Any) -> Iterator[None]:
         model.train(was)
         for p in learning:
             p.requires_grad_(True)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came. The step that runs is finished first; a second one breaks it off."""
+    came: list[int] = []
+
+    def note(signum: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt("stopped")
+        came.append(signum)
+
+    # Only the main thread may set handlers, and only those that are still Python's own are replaced.
+    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    mine = threading.current_thread() is threading.main_thread()
+    replaced = [s for s, handler in usual.items() if mine and signal.getsignal(s) is handler]
+    for signum in replaced:
+        signal.signal(signum, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for signum in replaced:
+            signal.signal(signum, usual[signum])
 
 
 @contextmanager

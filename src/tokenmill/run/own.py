@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from tokenmill.models.default import cache_folder
-from tokenmill.models.trained import digest, store
+from tokenmill.models.trained import digest, restore, store
 from tokenmill.models.weights import AUTO, pack
 from tokenmill.ops.logits import largest
 from tokenmill.ops.text import around_message, as_message
@@ -42,8 +42,8 @@ def own_text(
     asks = asks and chats
     key = f"{digest(model)}-{'asks' if asks else data.digest}-{tokens}-{seed}"
     file = cache_folder() / "own" / f"{key}.pt"
-    with suppress(OSError, RuntimeError, EOFError, KeyError):
-        kept = torch.load(file, weights_only=True)
+    with suppress(OSError, ValueError, KeyError):
+        kept = restore(file)
         return Corpus(kept["train"], kept["held_out"]), (kept["states"], kept["likeliest"])
 
     on_cpu = next(model.parameters()).device.type == "cpu"

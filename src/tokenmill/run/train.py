@@ -20,6 +20,7 @@ from tokenmill.errors import InputError, ModelError, SpecError
 from tokenmill.method import Method, parse
 from tokenmill.types import Weights
 
+IGNORED = -100  # a label that has no loss
 Batch = Tensor | Mapping[str, Tensor]  # ids (B, T), or input_ids with attention_mask and labels where there are any
 
 
@@ -35,22 +36,26 @@ class TrainStep:
 
 
 def token_losses(model: Any, ids: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-    """(B, T) float32: at t, -log p(ids[t] | ids[:t]). NaN where there is none.
+    """(B, T) float32: at t, -log p(labels[t] | ids[:t]); without labels they are the ids. NaN where there is none.
 
-    That is the first token of a row, padding (mask 0), a token right after padding, and a label of -100.
+    That is the first token of a row and a label of -100; without labels, padding (mask 0) and a token right after it.
     """
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
+    targets = (ids if labels is None else labels.masked_fill(labels == IGNORED, 0))[:, 1:]
+    losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(len(ids), -1)
     losses = torch.cat([losses.new_zeros(len(ids), 1), losses], dim=1)
     return losses.masked_fill(~has_loss(ids, mask, labels), torch.nan)
 
 
 def has_loss(ids: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-    """(B, T) bool: the tokens that something real comes before, and that are not to be left out."""
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    real = real & real.roll(1, dims=1)
+    """(B, T) bool: labels that are not to be left out; without labels, tokens that something real comes before."""
+    if labels is not None:
+        real = labels != IGNORED
+    else:
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = real & real.roll(1, dims=1)
     real[:, 0] = False
-    return real if labels is None else real & (labels != -100)
+    return real
 
 
 def weighted_loss(losses: Tensor, weights: Weights) -> Tensor:
@@ -73,13 +78,16 @@ def train(
 ) -> list[TrainStep]:
     """Train `model` in place (AdamW) and return what every step measured.
 
-    `steps=None` goes through the batches once; with more steps than batches they are gone through again. `reference` is
-    a model that methods such as rho1 compare with; it is never trained. `seed` sets dropout and methods that draw.
+    `steps=None` goes through the batches once; with more steps than batches they are gone through again. Labels are
+    honoured as given: the loss at a token is that of its label, -100 has none. A batch without targets, or whose
+    targets all have the weight 0, changes nothing; it counts as a step. `reference` is a model that methods such as
+    rho1 compare with; it is never trained. `seed` sets dropout and methods that draw. Raises InputError for a batch of
+    another shape and for labels outside the vocabulary, ModelError for a loss that is not finite.
     """
     chosen = parse(method) if isinstance(method, str) else method
     if not isinstance(chosen, Method) or chosen.verb != "learn":
         raise SpecError(f"{chosen!r} does not weigh losses; `tokenmill ls learn` lists the methods that do")
-    device = next(model.parameters()).device
+    device, vocabulary = next(model.parameters()).device, model.get_input_embeddings().num_embeddings
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=lr)
     was_training, history = model.training, []
@@ -89,7 +97,10 @@ def train(
         try:
             steady = track(_stream(batches, steps), chosen.name, total=steps, transient=True, disable=not progress)
             for step, batch in enumerate(steady):
-                ids, mask, labels = _parts(batch, device)
+                ids, mask, labels = _parts(batch, device, vocabulary)
+                if not has_loss(ids, mask, labels).any():
+                    history.append(TrainStep(step, 0.0, 0.0, 0, 0.0))
+                    continue  # not even weight decay: there is nothing to learn from
                 losses = token_losses(model, ids, mask, labels)
                 compared = None if reference is None else _compare(reference, ids, mask, labels)
                 weights = _at_step(chosen, seed, step)(losses.detach(), compared)
@@ -99,6 +110,8 @@ def train(
                     raise ModelError(f"the loss is not a number at step {step}; lower lr ({lr:g}) or load in float32")
                 count, share = len(plain), float(weights.values.sum()) / max(len(plain), 1)
                 history.append(TrainStep(step, plain.sum().item() / max(count, 1), loss.item(), count, share))
+                if not weights.values.any():
+                    continue
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trainable, clip)
@@ -142,13 +155,19 @@ def _stream(batches: Iterable[Batch], steps: int | None) -> Iterator[Batch]:
             raise InputError(f"the batches ended after {done} of {steps} steps; pass a list, or fewer steps")
 
 
-def _parts(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _parts(batch: Batch, device: torch.device, vocabulary: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if isinstance(batch, Tensor):
         ids, mask, labels = batch, None, None
     else:
         ids, mask, labels = batch["input_ids"], batch.get("attention_mask"), batch.get("labels")
     if ids.dim() != 2 or ids.shape[1] < 2:
         raise InputError(f"a batch is ids (rows, tokens) with at least two tokens, not of shape {tuple(ids.shape)}")
+    for what, other in (("attention_mask", mask), ("labels", labels)):
+        if other is not None and other.shape != ids.shape:
+            raise InputError(f"{what} has the shape {tuple(other.shape)} and the ids {tuple(ids.shape)}")
+    for what, tokens in (("a token id", ids), ("a label", ids if labels is None else labels[labels != IGNORED])):
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+            raise InputError(f"{what} is outside the model's vocabulary of {vocabulary}")
     return _moved(device, ids, mask, labels)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from tokenmill.method import method
-from tokenmill.ops.distil import Ahead, foretelling, foretold, places
+from tokenmill.ops.distil import Ahead, foretelling, foretold, places, refuse_uneven
 from tokenmill.ops.sampling import likeliest
 from tokenmill.ops.trees import level
 from tokenmill.types import Batch, Guess, Learned, Tree, Verified
@@ -45,6 +45,7 @@ TRAINING = {"rows": 4, "steps": 300, "lr": 1e-3}
 class Fusing(nn.Module):
     def __init__(self, size: int, heads: int):
         super().__init__()
+        refuse_uneven(size, heads)
         self.heads = heads
         self.narrow, self.wide = nn.Linear(SHORT * size, size // NARROW), nn.Linear(size // NARROW, size)
         self.u, self.q, self.k, self.v, self.o = (nn.Linear(size, size, bias=False) for _ in range(5))

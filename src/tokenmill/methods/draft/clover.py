@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, silu
 
 from tokenmill.method import method
-from tokenmill.ops.distil import Ahead, foretelling, foretold, places
+from tokenmill.ops.distil import Ahead, foretelling, foretold, places, refuse_uneven
 from tokenmill.ops.sampling import likeliest
 from tokenmill.types import Batch, Guess, Learned, Tree, Verified
 
@@ -38,6 +38,7 @@ TRAINING = {"rows": 4, "steps": 400, "lr": 1e-3}
 class Regressive(nn.Module):
     def __init__(self, size: int, heads: int):
         super().__init__()
+        refuse_uneven(size, heads)
         self.heads = heads
         self.norm = nn.RMSNorm(size)
         self.q, self.k, self.v, self.out = (nn.Linear(size, size) for _ in range(4))
