@@ -2,18 +2,18 @@
 
     head k:  p_k = softmax(W_out (h + SiLU(A_k h + b_k))),  k = 1 .. heads;  guesses k places on from the root: p_k
 
-h is the final hidden state that gave the newest token, W_out the model's own head. With `matrices` above 0 each head has
-an output matrix of its own, as in the paper: W_out + D_k, where D_k starts at zero and has that many rows, for the first
-tokens of the vocabulary.
+h is the final hidden state that gave the newest token, W_out the model's own head. With `matrices` above 0 each head
+has an output matrix of its own, as in the paper: W_out + D_k, where D_k starts at zero and has that many rows, for the
+first tokens of the vocabulary.
 
 Cai et al., "Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads", 2024.
 
 Differs: (1) three heads; the authors' configuration has five, and they train three or four. (2) By default the heads
 share the model's output matrix, so that they are small enough to ship; the paper's have their own (`matrices=16384`,
-which the user trains: 57 MB for three heads of the default model). (3) Heads learn the model's own likeliest token after the text, at a sample
-of the places of each batch; the paper trains them on the text's next tokens, real ones or such as the model wrote.
-(4) Guesses are among the first `words` tokens of the vocabulary. (5) Alone, this source grows the tree `auto`; the
-authors' trees are fixed, of 64 nodes, and searched for on a calibration set.
+which the user trains: 57 MB for three heads of the default model). (3) Heads learn the model's own likeliest token
+after the text, at a sample of the places of each batch; the paper trains them on the text's next tokens, real ones or
+such as the model wrote. (4) Guesses are among the first `words` tokens of the vocabulary. (5) Alone, this source grows
+the tree `auto`; the authors' trees are fixed, of 64 nodes, and searched for on a calibration set.
 """
 
 from __future__ import annotations
