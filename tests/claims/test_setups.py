@@ -3,13 +3,14 @@
 import copy
 import importlib
 import inspect
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 
 from tiny import tiny
 from tiny_tokenizer import tiny_tokenizer
-from tokenmill.claims import drafting
+from tokenmill.claims import drafting, units
 from tokenmill.claims.drafting import MEDUSA, drafted, less_trained
 from tokenmill.claims.lab import Lab
 from tokenmill.claims.papers import (
@@ -31,6 +32,7 @@ from tokenmill.claims.papers import (
 from tokenmill.claims.reproduce import PAPERS, run_claim
 from tokenmill.claims.writing import PEOPLE, Written
 from tokenmill.method import get, parse
+from tokenmill.models.weights import pack
 from tokenmill.ops.trees import Sapling
 from tokenmill.run.corpus import Corpus
 from tokenmill.run.fit import fit
@@ -297,3 +299,39 @@ def test_duos_rivals_are_trained_as_they_are_used_with_as_many_operations():
         counted = sum(n for op, n in counter.flop_counts["Global"].items() if "attention" not in str(op)) / ids.numel()
         assert counted == pytest.approx(duo_llm.operations(name) - context), name
     assert duo_llm.operations(duo_llm.ONCE) < duo_llm.operations() < 1.5 * duo_llm.operations(duo_llm.EVERYWHERE)
+
+
+# ---- a model that is tuned to its own lexical units ----
+
+
+def test_lexical_units_are_learned_by_the_whole_model(small, monkeypatch):
+    """Placeholders before a frozen model say next to nothing; the paper tunes the model."""
+    draw = torch.Generator().manual_seed(0)
+    text = 3 + torch.where(torch.rand(2000, generator=draw) < 0.95, 1, 7).cumsum(0) % 12  # mostly one more
+    monkeypatch.setattr(units, "_own", lambda lab: (Corpus(text[:-1], text[:-1]), text[1:]))
+    for name, value in {"QUICK_STEPS": 120, "RATE": 3e-3, "LENGTH": 32, "_known": WeakKeyDictionary()}.items():
+        monkeypatch.setattr(units, name, value)
+    before = {name: p.clone() for name, p in small.model.named_parameters()}
+    other, source = units.tuned(small)
+    assert units.tuned(small)[0].model is other.model, "once for both claims"
+    assert all(torch.equal(p, before[name]) for name, p in small.model.named_parameters())
+    changed = [not torch.equal(p, before[name]) for name, p in other.model.named_parameters()]
+    assert all(changed)
+    prompts = [text[at : at + 12].tolist() for at in (0, 100, 200)]
+    checked = repr(source(threshold=0.3))
+    unchecked = f"{checked} + lud(threshold=0.3)"
+    out = drafted(other, [checked, unchecked], prompts=prompts)
+    assert out.alike[checked] == [1.0] * 3
+    assert sum(out.a_pass[checked]) > 1.2 * 3
+    assert sum(out.a_pass[unchecked]) > 1.2 * 3
+
+
+@pytest.mark.parametrize("name", ["lud", "placeholders"])
+def test_claims_of_units_run_in_the_tuned_model(name, small, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
+    monkeypatch.setattr(units, "_own", lambda lab: (Corpus(ids := torch.arange(300) % 90 + 4, ids), (ids + 1) % 97))
+    made = run_claim(name, small)
+    assert not any(found["lacking"] for found in made.measured["checks"][:1])
+    assert "weights=" not in made.model_dump_json(), "no report names a temporary file"
+    packed = Lab(pack(copy.deepcopy(small.model), "int8"), small.tokenizer, [0, 1, 2], quick=True)
+    assert all("float32" in found.lacking for found in importlib.import_module(f"{PAPERS}.{name}").measure(packed))
