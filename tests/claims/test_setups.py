@@ -10,7 +10,7 @@ import torch
 
 from tiny import tiny
 from tiny_tokenizer import tiny_tokenizer
-from tokenmill.claims import drafting, units
+from tokenmill.claims import drafting, scratch, units
 from tokenmill.claims.drafting import MEDUSA, drafted, less_trained
 from tokenmill.claims.lab import Lab
 from tokenmill.claims.papers import (
@@ -25,6 +25,7 @@ from tokenmill.claims.papers import (
     mini_cache,
     mor,
     rho1,
+    rsd,
     token_lora,
     token_recycling,
     typical,
@@ -173,16 +174,16 @@ def test_medusas_bar_is_the_papers():
 # ---- drafts of a smaller model ----
 
 
-@pytest.mark.parametrize("name", ["dyspec", "judge", "fs_gen"])
+@pytest.mark.parametrize("name", ["dyspec", "judge", "fs_gen", "rsd"])
 def test_a_claim_about_two_models_needs_two(name, small, monkeypatch, tmp_path):
     monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
     for found in importlib.import_module(f"{PAPERS}.{name}").measure(small):
         assert "bench/qwen_pair.py" in found.lacking
 
 
-@pytest.mark.parametrize("claim", [dyspec, judge])
-def test_drafts_are_a_smaller_models(claim):
-    recipe = parse(claim.MINE)
+@pytest.mark.parametrize("spec", [dyspec.MINE, dyspec.FIXED, judge.MINE, rsd.BEAM, rsd.CHAIN])
+def test_drafts_are_a_smaller_models(spec):
+    recipe = parse(spec)
     assert "draft_model" in repr(recipe)
     assert "first_layers" not in repr(recipe)
 
@@ -194,6 +195,9 @@ def test_the_smaller_model_is_the_one_that_drafts(small):
     assert small.figures[dyspec.MINE]["tokens a pass, temperature 0"] > 2, "its twin drafts what it would write"
     found = importlib.import_module(f"{PAPERS}.fs_gen").measure(small)
     assert found[0].value == 0
+    assert all(found.value > 1 for found in rsd.measure(small))
+    checks = importlib.import_module(f"{PAPERS}.draft_model").measure(small)
+    assert any("a smaller model" in found.what for found in checks)
 
 
 def test_a_judge_that_nobody_trained_is_lacking(small, monkeypatch, tmp_path):
@@ -335,3 +339,18 @@ def test_claims_of_units_run_in_the_tuned_model(name, small, monkeypatch, tmp_pa
     assert "weights=" not in made.model_dump_json(), "no report names a temporary file"
     packed = Lab(pack(copy.deepcopy(small.model), "int8"), small.tokenizer, [0, 1, 2], quick=True)
     assert all("float32" in found.lacking for found in importlib.import_module(f"{PAPERS}.{name}").measure(packed))
+
+
+def test_claims_of_models_from_scratch_measure_every_rival(small, monkeypatch):
+    few = Corpus(torch.randint(0, 256, (600,)), torch.randint(0, 256, (300,)))
+    monkeypatch.setattr(scratch, "text", lambda: few)
+    monkeypatch.setattr(duo_llm, "text", lambda: few)
+    for module in (duo_llm, mor):
+        monkeypatch.setattr(module, "QUICK_STEPS", 1)
+    monkeypatch.setattr(duo_llm, "LENGTH", 16)
+    monkeypatch.setattr(duo_llm, "LAYERS", 3)
+    small.seeds = [0]
+    rivals = {found.rival for found in duo_llm.measure(small)}
+    assert rivals == {"all large", duo_llm.EVERYWHERE, duo_llm.ONCE, "trained router"}
+    rivals = {found.rival for found in mor.measure(small)}
+    assert rivals == set(mor.MODELS) - {"mor", mor.LOT}
