@@ -89,8 +89,10 @@ def build(source: Source, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         gguf = Path(work) / "model.gguf"
         joined(source, gguf)
-        tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf.name, dtype=torch.float16)
+        tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=gguf.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            work, gguf_file=gguf.name, dtype=torch.float16, trust_remote_code=False
+        )
     vars(model.config).pop("quantization_config", None)  # else save_pretrained refuses
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         vars(model).pop(attribute, None)

