@@ -253,7 +253,7 @@ def test_adeds_table_begins_with_a_corpus_and_learns_as_the_authors_does(small):
     assert base[5, 6] == {7: pytest.approx(2 / 3), 8: pytest.approx(1 / 3)}
     prompt = [9, 10, 11, 9, 10]
     for learns, expected in ((True, {11: 1.0}), (False, {})):
-        source = aded.primed(base, learns)
+        source = aded.corpus_trigrams(base, learns)
         look, state = source(_verified([*prompt[:3], 5, 6]), None)
         assert look(_tree(), [-1]).rows[0][7] == pytest.approx(2 / 3, abs=0.03)
         look, state = source(_verified(prompt), state)
@@ -263,7 +263,7 @@ def test_adeds_table_begins_with_a_corpus_and_learns_as_the_authors_does(small):
 
 
 def test_adeds_rival_looks_up_in_the_same_corpus():
-    source = aded.looked_up([5, 6, 7, 8, 9])
+    source = aded.corpus_lookup_source([5, 6, 7, 8, 9])
     for _ in range(2):  # a new text each
         look, _ = source(_verified([20, 6, 7]), None)
         assert list(look(_tree(), [-1]).rows[0]) == [8]

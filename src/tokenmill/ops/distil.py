@@ -40,10 +40,10 @@ def hits(batch: Batch, states: Tensor, at: Tensor, added: Added = None) -> float
 
 def _logits(batch: Batch, states: Tensor, added: Added) -> Tensor:
     logits = batch.guesses(states)
-    return logits if added is None else beside(logits, added(states))
+    return logits if added is None else add_to_first(logits, added(states))
 
 
-def beside(logits: Tensor, added: Tensor) -> Tensor:
+def add_to_first(logits: Tensor, added: Tensor) -> Tensor:
     """logits (..., W) plus what is added (..., A) to the first of them, as far as both reach."""
     return logits + pad(added, (0, logits.shape[-1] - added.shape[-1]))  # a negative width cuts
 

@@ -48,7 +48,7 @@ def table(ids: Sequence[int]) -> Table:
     return out
 
 
-def primed(base: Table, learns: bool) -> Method:
+def corpus_trigrams(base: Table, learns: bool) -> Method:
     """The authors' table as a source: what a use adds stands beside the corpus's share, as in their code."""
 
     def source(seen: Verified, state: Table | None, *, width: int = WIDTH) -> tuple[object, Table]:
@@ -76,7 +76,7 @@ def primed(base: Table, learns: bool) -> Method:
     return made
 
 
-def looked_up(ids: list[int]) -> Method:
+def corpus_lookup_source(ids: list[int]) -> Method:
     """prompt_lookup in the corpus and the text behind it."""
     before = torch.tensor(ids)
     indexed: Any = None
@@ -99,8 +99,8 @@ def measure(lab: Lab) -> list[Check]:
     ids = corpus(None, lab.reader.ids, 64).train[: QUICK_TOKENS if lab.quick else TOKENS].tolist()
     base = table(ids)
     search = get("aded")(nodes=NODES, depth=DEPTH, steps=STEPS, width=WIDTH)
-    mine, still = (search(source=primed(base, learns)) for learns in (True, False))
-    lookup = get("chain")(source=looked_up(ids), nodes=NODES)
+    mine, still = (search(source=corpus_trigrams(base, learns)) for learns in (True, False))
+    lookup = get("chain")(source=corpus_lookup_source(ids), nodes=NODES)
     out = drafted(lab, [mine, still, lookup, LOOKAHEAD], prompts=requests(lab, each=2), carried=(repr(mine),))
     return [
         out.equal(repr(mine)),

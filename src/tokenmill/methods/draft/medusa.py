@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from tokenmill.method import method
-from tokenmill.ops.distil import Ahead, beside, foretelling, foretold, places
+from tokenmill.ops.distil import Ahead, add_to_first, foretelling, foretold, places
 from tokenmill.ops.sampling import by_level
 from tokenmill.types import Batch, Learned, Verified
 
@@ -52,7 +52,7 @@ class Heads(nn.Module):
         if not len(self.matrices):
             return logits
         pairs = zip(logits, self.matrices, states, strict=True)
-        return torch.stack([beside(row, matrix(state)) for row, matrix, state in pairs])
+        return torch.stack([add_to_first(row, matrix(state)) for row, matrix, state in pairs])
 
 
 def parts(config: Any, *, heads: int = 3, matrices: int = 0) -> nn.Module:
