@@ -108,6 +108,21 @@ def test_medusas_heads_are_trained_as_long_as_what_is_measured_against_them(smal
     assert less_trained(small, source) == ""
 
 
+@pytest.mark.parametrize("name", ["medusa", "clover"])
+def test_a_rival_that_is_not_there_has_no_figures(name, small, text, monkeypatch):
+    source = get(name)(heads=4)
+    fit(source if name == "clover" else get(name), small.model, text=text, steps=1, rows=2, length=32)
+    if name == "clover":
+        monkeypatch.setattr(drafting, "less_trained", lambda lab, source: "Medusa's heads")
+        monkeypatch.setattr(drafting, "get", parse)
+        checks = drafting.ahead_of_medusa(small, "clover(heads=4)")
+    else:
+        checks = medusa.measure(small)
+    assert checks[-1].lacking
+    assert checks[-1].value is checks[-1].rival_value is None
+    assert all(found.value is not None for found in checks[:-1])
+
+
 def test_jacobi_does_not_decide_about_images_by_text(small):
     checks = jacobi.measure(small)
     assert checks[0].what.startswith("share of texts equal")

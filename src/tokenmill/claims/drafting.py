@@ -102,13 +102,9 @@ def ahead_of_medusa(lab: Lab, source: str) -> list[Check]:
     mine, rival = (f"chain(source={name}, nodes=3)" for name in (source, MEDUSA))
     lacking = less_trained(lab, get(source))
     out = drafted(lab, [mine] if lacking else [rival, mine])
-    what, column = "tokens a pass, three places ahead", out.a_pass[mine]
-    theirs = (rival, out.a_pass.get(rival, column))
-    return [
-        out.equal(mine),
-        out.more(mine, GREEDY),
-        check(what, (mine, column), theirs, "higher", lacking=lacking),
-    ]
+    what = "tokens a pass, three places ahead"
+    last = check(what, (mine, []), (rival, []), "higher", lacking=lacking) if lacking else out.more(mine, rival, what)
+    return [out.equal(mine), out.more(mine, GREEDY), last]
 
 
 def less_trained(lab: Lab, source: Method) -> str:
