@@ -7,7 +7,7 @@ from tiny import tiny
 from tiny_tokenizer import tiny_tokenizer
 from tokenmill.claims.lab import Lab
 from tokenmill.claims.papers.draft_model import _agree, _smaller
-from tokenmill.claims.papers.fs_gen import _behind
+from tokenmill.claims.papers.fs_gen import behind
 from tokenmill.claims.papers.min_p import _chances
 from tokenmill.claims.reproduce import run_claim
 from tokenmill.claims.writing import PEOPLE, away, diversity, loops, nats, openings, rep
@@ -82,18 +82,17 @@ def test_a_smaller_model_is_the_model_without_some_layers(kind):
 
 
 @torch.no_grad()
-def test_a_probe_may_read_an_answer_alone():
-    ask, lost = inquiry(tiny()), {}
+def test_both_models_are_asked_about_the_answer_alone():
+    ask = inquiry(tiny(), tiny("llama"))
     prompt, ids = [5, 6, 7], torch.arange(8, 14)
-    behind = _behind(ask, prompt, lost)
+    found = behind(ask, prompt)
     whole = torch.cat([torch.tensor(prompt), ids])
-    torch.testing.assert_close(behind.logits(ids, (0, 1, 2, 3)), ask.logits(whole, (0, 1, 2, 3))[2:-1])
-    for part, full in zip(behind.lens(ids), ask.lens(whole), strict=True):
-        torch.testing.assert_close(part, full[2:-1])
-    assert [len(v) for v in lost.values()] == [1] * 4
+    torch.testing.assert_close(found.logits(ids, (0, 1, 2, 3)), ask.logits(whole, (0, 1, 2, 3))[2:-1])
+    torch.testing.assert_close(found.second(ids), ask.second(whole)[2:-1])
+    assert list(found.lens(ids)) == []
 
 
-@pytest.mark.parametrize("name", ["draft_model", "fs_gen", "min_p"])
+@pytest.mark.parametrize("name", ["draft_model", "min_p"])
 def test_the_claim_runs(name, lab):
     made = run_claim(name, lab)
     assert made.measured["checks"]

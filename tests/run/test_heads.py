@@ -29,6 +29,7 @@ from tokenmill.types import Draft, Guess, Learned, Said, Verified
 
 SPECS = (
     "medusa",
+    "medusa(matrices=40)",
     "clover(heads=4)",
     "hidden_transfer(layers=2)",
     "chimera(heads=4)",
@@ -104,7 +105,10 @@ def test_packed_weights_use_what_was_trained_for_the_model(spec, data):
     assert out.stats.drafted > 0
 
 
-@pytest.mark.parametrize("spec", ["medusa(words=40)", "clover(heads=4, words=40)", "s2d(exits=(1, 2), words=40)"])
+@pytest.mark.parametrize(
+    "spec",
+    ["medusa(words=40)", "medusa(words=40, matrices=30)", "clover(heads=4, words=40)", "s2d(exits=(1, 2), words=40)"],
+)
 def test_guesses_are_among_the_first_words(spec, data):
     model, prompt = tiny("llama"), ids(1, 12)[0].tolist() * 3
     fit(spec, model, text=data, steps=2, rows=2, length=32)
@@ -478,3 +482,21 @@ def test_units_are_taken_unchecked(data):
         assert out.stats.accepted == out.stats.drafted > 0  # three guesses and the model's own token a pass
         assert out.stats.forward_calls <= 9
     assert not lud.card.lossless
+
+
+def test_medusa_heads_with_matrices_of_their_own_begin_as_the_models_head(walk):
+    """The paper's heads: an output matrix each, started from the model's."""
+    from torch.nn.functional import linear
+
+    hidden, rows = torch.randn(5, 16), torch.randn(7, 16)
+    heads = Heads(16, 3, 7)
+    shared = linear(heads(hidden), rows)
+    torch.testing.assert_close(
+        torch.stack([heads.corrected(a, s) for a, s in zip(shared, heads(hidden), strict=True)]), shared
+    )
+    torch.nn.init.normal_(heads.matrices[1].weight)
+    states = heads(hidden)[0]
+    expected = [linear(s, rows + (heads.matrices[1].weight if k == 1 else 0)) for k, s in enumerate(states)]
+    torch.testing.assert_close(heads.corrected(shared[0], states), torch.stack(expected))
+    made = fit("medusa(matrices=97)", tiny("llama"), text=walk, steps=3, rows=8, length=32).parts
+    assert all(bool(matrix.weight.any()) for matrix in made.matrices), "they learn"

@@ -52,6 +52,7 @@ class Lab:
     tick: Callable[[str], None] = lambda _: None
     figures: dict[str, dict[str, float]] = field(default_factory=dict)  # spec -> quantity -> mean
     reasons: list[str] = field(default_factory=list)  # found in the numbers
+    assistant: Any = None  # a smaller model of the same vocabulary, for claims about two models
 
     def __post_init__(self) -> None:
         self.reader = Reader(self.tokenizer)

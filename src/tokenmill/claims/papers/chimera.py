@@ -8,7 +8,7 @@ from tokenmill.claims.verdict import Check
 
 CLAIM = (
     "Text comes out exactly as without drafting, in fewer passes, and a pass gives more tokens than with Medusa heads, "
-    "chain against chain."
+    "which have output matrices of their own and as much training, chain against chain."
 )
 PAPER = "Vicuna and LLaMA-2 on MT-Bench: 2.7x faster than plain decoding on average"
 BEYOND = "the speed on a GPU, the paper's trees, a drafter of the paper's size and training"

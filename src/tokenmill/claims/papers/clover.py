@@ -8,7 +8,7 @@ from tokenmill.claims.verdict import Check
 
 CLAIM = (
     "Text comes out exactly as without drafting, in fewer passes, and a pass gives more tokens than with Medusa heads, "
-    "chain against chain."
+    "which have output matrices of their own and as much training, chain against chain."
 )
 PAPER = "Baichuan-Small and Baichuan-Large: up to 91% and 146% faster than plain decoding, 37% and 57% than Medusa"
 BEYOND = "the speed on a GPU, the paper's trees, its augmenting block and its training"

@@ -8,7 +8,8 @@ from tokenmill.claims.verdict import Check
 
 CLAIM = (
     "Text comes out exactly as without drafting, in fewer passes; states that pass the upper layers give more tokens a "
-    "pass than as many Medusa heads on the last state, chain against chain."
+    "pass than as many Medusa heads on the last state, with output matrices of their own and as much training, chain "
+    "against chain."
 )
 PAPER = "Vicuna and LLaMA-2-Chat 7B and 13B: faster than Medusa and self-speculative decoding (abstract, no figures)"
 BEYOND = "speed: the upper layers' extra run over the new states counts as no pass here, and the paper's trees"

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from tokenmill.claims.drafting import GREEDY, drafted
 from tokenmill.claims.lab import Lab
-from tokenmill.claims.verdict import Check
+from tokenmill.claims.verdict import Check, check
 
-CLAIM = "Drawn text takes fewer passes than one a token; plain Jacobi decoding, without a draw, gains less."
+CLAIM = (
+    "Without a draw, text comes out exactly as greedy decoding writes it. Images are drawn in half as many passes as "
+    "they have tokens."
+)
 PAPER = "Lumina-mGPT and Anole, 768-pixel images: about 2x fewer passes than next-token sampling (abstract: no figure)"
-BEYOND = "images, whose neighbouring tokens are alike; here the method writes text"
-GAIN = 0.5  # tokens a pass above one: half of what the paper has for images
+BEYOND = "images: the paper is about image tokens alone, whose neighbours are alike; its figures for text stand beside"
+MINE, LEAST = "jacobi(nodes=8)", 2.0
+DOMAIN = (
+    "a model that writes image tokens: the paper's domain is image generation, where neighbouring tokens are alike; of "
+    "text it says nothing"
+)
 
 
 def measure(lab: Lab) -> list[Check]:
-    mine = "jacobi(nodes=8)"
-    drawn, greedy = drafted(lab, [mine], temperature=1.0), drafted(lab, [mine])
-    gain = drawn.more(mine, GREEDY, "tokens a pass at temperature 1")
-    found = gain.difference.mean if gain.difference else 0.0
-    lab.because(
-        found < GAIN,
-        f"{found:+.2f} tokens a pass: a word of text is seldom guessed before the word it follows is known",
-    )
-    plain = [value - 1 for value in greedy.a_pass[mine]]
+    drawn, greedy = drafted(lab, [MINE], temperature=1.0, told=", text drawn at temperature 1"), drafted(lab, [MINE])
+    lab.note(GREEDY, "tokens a pass of drawn text", drawn.a_pass[GREEDY])
+    column = drawn.a_pass[MINE]
+    what = "tokens a pass, drawn at temperature 1"
     return [
-        greedy.equal(mine),
-        lab.above("tokens a pass gained at temperature 1", (mine, [v - 1 for v in drawn.a_pass[mine]]), GAIN),
-        lab.above("tokens a pass gained without a draw", (f"{mine}, greedy", plain), 0.0),
+        greedy.equal(MINE),
+        check(what, (MINE, column), ("required", [LEAST] * len(column)), "higher", lacking=DOMAIN),
     ]

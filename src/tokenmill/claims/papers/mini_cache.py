@@ -25,18 +25,15 @@ ALIKE = 0.9  # cosine below which one direction cannot stand for two: their half
 
 @method(verb="merge", title="")
 def plain_average(lower: Trace, upper: Trace) -> Merge | None:
-    """Both layers read the mean of their states, lengths included."""
-    merge = get("mini_cache")(lower, upper, gamma=0.0)
+    """Both layers read the mean of their states, lengths included; the same tokens stay apart, at the same cost."""
+    merge = get("mini_cache")(lower, upper)
     if merge is None:
         return None
     keys, values = (lower.keys + upper.keys) / 2, (lower.values + upper.values) / 2
     norms = [x.norm(dim=-1) for x in (keys, values)]
     parts = [x / n.clamp(min=1e-12)[..., None] for x, n in zip((keys, values), norms, strict=True)]
     twice = [torch.stack((n, n)) for n in norms]
-    nowhere = torch.zeros_like(merge.apart)
-    return replace(
-        merge, key_direction=parts[0], value_direction=parts[1], key_norms=twice[0], value_norms=twice[1], apart=nowhere
-    )
+    return replace(merge, key_direction=parts[0], value_direction=parts[1], key_norms=twice[0], value_norms=twice[1])
 
 
 def measure(lab: Lab) -> list[Check]:

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from tokenmill.claims.drafting import GREEDY, drafted
 from tokenmill.claims.lab import Lab
-from tokenmill.claims.verdict import Check
+from tokenmill.claims.units import rename, tuned, untunable
+from tokenmill.claims.verdict import Check, check
 
 CLAIM = (
-    "Guesses that the model makes with confidence at placeholders behind the text, checked, give more than a token a "
-    "pass and change no text."
+    "Guesses that a model, tuned to its own lexical units, makes with confidence at placeholders behind the text give "
+    "more than a token a pass where they are checked, and change no text."
 )
 PAPER = "LLaMA-2 13B, unchecked: 33 % faster with nothing lost (see lud)"
-BEYOND = "the paper checks nothing and fine-tunes the model: see lud"
-MINE = "placeholders"
+BEYOND = "the paper checks nothing: see lud; a model and a training of the paper's size"
+MINE, ALONE = "placeholders, in the tuned model", "the tuned model, token by token"
+SAME, PASSES = "share of texts equal to greedy's", "tokens a pass"
 
 
 def measure(lab: Lab) -> list[Check]:
-    out = drafted(lab, [MINE])
-    return [out.equal(MINE), out.more(MINE, GREEDY)]
+    if lacking := untunable(lab):
+        return [
+            check(SAME, (MINE, []), (ALONE, []), "higher", margin=1e-6, lacking=lacking),
+            check(PASSES, (MINE, []), (ALONE, []), "higher", lacking=lacking),
+        ]
+    other, source = tuned(lab)
+    spec = repr(source)
+    out = drafted(other, [spec])
+    rename(lab, spec, MINE)
+    rename(lab, GREEDY, ALONE)
+    alike = out.alike[spec]
+    return [
+        check(SAME, (MINE, alike), (ALONE, [1.0] * len(alike)), "higher", margin=1e-6),
+        check(PASSES, (MINE, out.a_pass[spec]), (ALONE, out.a_pass[GREEDY]), "higher"),
+    ]

@@ -6,7 +6,8 @@ h_v is the final hidden state after v, from one pass in which the candidates are
 
 Su et al., "A Contrastive Framework for Neural Text Generation", 2022.
 
-Differs: only the decoding; the model is not trained with the paper's contrastive loss.
+Differs: (1) Only the decoding; the model is not trained with the paper's contrastive loss, without which the paper
+itself finds that the method repeats. (2) `top=5` is the paper's for dialogue; for documents it takes 8.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 keep v where  p_v >= share * max p
 
 Nguyen et al., "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs", 2024.
+
+Differs: in its default alone: `share` is 0.1, which the authors' logs compare most; they also recommend 0.05.
 """
 
 from __future__ import annotations

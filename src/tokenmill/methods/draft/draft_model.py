@@ -3,6 +3,9 @@
     guesses after a text = the likeliest tokens of q(. | text), q being the second model
 
 Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", 2023; Chen et al., 2023.
+
+Differs: (1) The draft is a chain of 8 tokens unless `nodes` or a tree is given; the paper chooses its length by how
+often the two models agree. (2) Where nothing is drawn the likeliest tokens are drafted and checked by equality.
 """
 
 from __future__ import annotations

@@ -7,9 +7,11 @@ is worth value(n) (1 - the q of the children drawn so far), and the place worth 
 
 Xiong et al., "DySpec: Faster Speculative Decoding with Dynamic Token Tree Structure", 2024.
 
-Differs: where nothing is drawn, the values of the next guesses are known and are used at once; the paper's algorithm
-ranks by the value of the place there too. Nodes that surely belong to the draft are asked about together, level by
-level, which gives the same tree in fewer passes of a draft model. At most `depth` levels.
+Differs: (1) 12 nodes by default; the paper drafts 64 and more. (2) Where nothing is drawn, the values of the next
+guesses are known and are used at once; the paper's algorithm ranks by the value of the place there too. (3) Nodes that
+surely belong to the draft are asked about together, level by level, which gives the same tree in fewer passes of a
+draft model. (4) At most `depth` levels. (5) The guesses come from token_recycling unless another source is named; the
+paper's from a smaller model (`source=draft_model`).
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ after the last guess taken is the model's own, chosen as without drafting.
 
 Bachmann et al., "Judge Decoding: Faster Speculative Sampling Requires Going Beyond Model Alignment", 2025.
 
-Differs: the paper labels answers by hand, right ones and such with a marked mistake. Here real text is right, and a
-mistake is made: a token drawn from the model's own flattened distribution, neither the text's nor the model's
-likeliest. Both kinds count alike in the loss. Where a tree offers several guesses the exact rule's comes first, then
-the one the judge is surest of; the paper judges a chain.
+Differs: (1) The paper labels answers by hand, right ones and such with a marked mistake. Here real text is right, and
+a mistake is made: a token drawn from the model's own flattened distribution, neither the text's nor the model's
+likeliest. Both kinds count alike in the loss. (2) The paper judges long drafts of a capable model (8 billion
+parameters drafting for 405); any source may be judged here. (3) Where a tree offers several guesses the exact rule's
+comes first, then the one the judge is surest of; the paper judges a chain.
 """
 
 from __future__ import annotations

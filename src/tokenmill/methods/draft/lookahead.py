@@ -6,10 +6,12 @@
 
 Fu et al., "Break the Sequential Dependency of LLM Inference Using Lookahead Decoding", 2024.
 
-Differs: the window moves on by as many places as tokens were accepted, in the authors' code by one at every pass;
-places it did not reach take tokens of the text, by lot. Their first column begins with the newest token itself, so one
-run of each pass has a beginning that is known to be right; here all columns begin with guesses, and the window's tokens
-may be accepted too where they are right.
+Differs: (1) The window is 5 places, a run 3 tokens and 3 runs are drafted, because on a CPU every token costs time;
+the authors' code runs with `window=7, ngram=5, width=7`, the paper with 15, 5 and 15 for 7B. (2) The window moves on
+by as many places as tokens were accepted, in the authors' code by one at every pass; places it did not reach take
+tokens of the text, by lot. (3) Their first column begins with the newest token itself, so one run of each pass has a
+beginning that is known to be right; here all columns begin with guesses, and the window's tokens may be accepted too
+where they are right.
 """
 
 from __future__ import annotations

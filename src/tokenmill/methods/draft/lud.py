@@ -7,8 +7,8 @@ where nothing is sure, a pass is a plain step. The paper's source is `placeholde
 
 Sun et al., "Decoding at the Speed of Thought: Harnessing Parallel Decoding of Lexical Units for LLMs", 2024.
 
-Differs: the paper's guesses come from a model fine-tuned for it: see `placeholders`. Its control of repetitions is not
-here.
+Differs: (1) The paper's guesses come from a model that is fine-tuned for it: see `placeholders`. (2) Its control of
+repetitions is not here.
 """
 
 from __future__ import annotations

@@ -8,9 +8,11 @@ b_i are trained, the model is not. What they predict counts if the whole draft b
 Sun et al., "Decoding at the Speed of Thought: Harnessing Parallel Decoding of Lexical Units for LLMs", 2024: its source
 of guesses. The rule that takes them unchecked is `lud`; under `exact` they are checked, and nothing is lost.
 
-Differs: the paper puts padding tokens behind the text and fine-tunes the whole model on text in which spans that it
-predicts with confidence are marked; here the model stays as it is and learns nothing, only the embeddings do, one for
-each place, on what it says itself is likeliest after real text, at a sample of the places of each batch.
+Differs: (1) The paper puts padding tokens behind the text and fine-tunes the whole model on text in which spans that
+it predicts with confidence are marked; here the model stays as it is and learns nothing, only the embeddings do, one
+for each place, on what it says itself is likeliest after real text, at a sample of the places of each batch. A frozen
+model says little at a placeholder: the claim tunes it too. (2) Three places are looked ahead to (`future`); the
+paper's units have any length.
 """
 
 from __future__ import annotations

@@ -10,6 +10,10 @@ The draws are checked by recursive rejection, see ops.sampling.residual_walk. Wh
 does not depend on the value, so a line that leaves the beam tells nothing about the tokens that stay.
 
 Where nothing is drawn the likeliest are taken: a plain beam.
+
+Differs: (1) The guesses come from token_recycling unless another source is named; it knows no distribution to draw
+from, so the likeliest are taken then. The paper's come from a smaller model (`source=draft_model`). (2) The paper
+compares trees of several widths and depths; `width=4, depth=3` are chosen here.
 """
 
 from __future__ import annotations

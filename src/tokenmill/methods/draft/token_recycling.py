@@ -9,10 +9,11 @@ alone. The matrix is kept from one text to the next (`memory` of tokenmill.gener
 Luo et al., "Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling",
 2024.
 
-Differs: the authors' tree is a table of 80 paths; alone, this source grows the tree `fixed`, which has any size, small
-by default, because on a CPU every node costs time. At nodes=80 it shares 70 paths with theirs. A token not checked yet
-has no successors; in their code it has token 0. The matrix holds each successor's probability beside it, for trees that
-grow by chances.
+Differs: (1) The authors' tree is a table of 80 paths; alone, this source grows the tree `fixed`, which has any size,
+12 nodes by default, because on a CPU every node costs time. At nodes=80 it shares 70 paths with theirs. (2) Theirs
+keeps the matrix from text to text; here that is the caller's choice (`memory=`), and a call without it starts with an
+empty one. (3) A token not checked yet has no successors; in their code it has token 0. (4) The matrix holds each
+successor's probability beside it, for trees that grow by chances.
 
 The state is the matrix, and this method writes into the one it is handed: nobody else holds it, and copying it at
 every step would cost more than drafting.

@@ -8,8 +8,10 @@
 
 Zhao and Shan, "ReAGent: Towards A Model-agnostic Feature Attribution Method for Generative Language Models", 2024.
 
-Differs: replacements are samples from the explained model's own predictions of each place, not RoBERTa's, which see
-both sides. A run ends after `steps` rounds (the authors' scripts allow 3000); when no run stopped, all are averaged.
+Differs: (1) `rationale` is 5, for short prompts; the authors' configurations leave 8 tokens in place. (2) Replacements
+are samples from the explained model's own predictions of each place; the authors draw words of the same part of
+speech, or RoBERTa's, which see both sides. (3) A run ends after `steps` rounds, 50; theirs after 3,000. When no run
+stopped, all are averaged.
 """
 
 import torch

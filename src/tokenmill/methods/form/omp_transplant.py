@@ -6,6 +6,8 @@
 with d the new token's row and D the shared tokens' rows in the donor, B the shared tokens' rows in the base model.
 
 Goddard and Fernandes Neto, "Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit", 2025.
+
+Differs: rows of tokens that both tokenizers have are the caller's to copy; the authors' tool does it.
 """
 
 from torch import Tensor

@@ -9,7 +9,8 @@ share of what the stage before it left. The newest token always goes on.
 
 Fu et al., "LazyLLM: Dynamic Token Pruning for Efficient Long Context LLM Inference", 2024.
 
-Differs: the paper chooses the layers and shares for each model and task; here one budget sets them all.
+Differs: The paper chooses the layers and shares for each model and task; here one budget sets them all, in three
+stages by default.
 """
 
 from __future__ import annotations

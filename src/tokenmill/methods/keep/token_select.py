@@ -9,10 +9,11 @@ The pass's own tokens are always attended to.
 Wu et al., "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic Token-Level
 KV Cache Selection", 2024.
 
-Differs: sinks and window count towards the budget, where the paper adds them to k; when a vote is reused and the
-budget has grown since, the newest tokens fill it up. The query votes at its own position and with the model's
-scale; the authors' code turns it to a nearer position, for texts longer than the model was trained on, and leaves
-the scale out.
+Differs: (1) `sinks` is 4 and `window` 32, for short texts; the authors' configurations have 128 and 512, beside 2,048
+chosen tokens. (2) Sinks and window count towards the budget, where the paper adds them to k; when a vote is reused and
+the budget has grown since, the newest tokens fill it up. (3) The query votes at its own position and with the model's
+scale; the authors' code turns it to a nearer position, for texts longer than the model was trained on, and leaves the
+scale out.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
 
 Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", 2023.
 
-Differs: the prompt is read whole, and evicted from once it is read, as in the authors' own cache code; the paper's
-algorithm would evict after every prompt token too.
+Differs: (1) The prompt is read whole, and evicted from once it is read, as in the authors' own cache code; the paper's
+algorithm would evict after every prompt token too. (2) Query heads that share a key/value head share its score; the
+paper's models have no such heads.
 """
 
 from __future__ import annotations

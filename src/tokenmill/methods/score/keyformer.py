@@ -7,8 +7,10 @@
 
 Adnan et al., "Keyformer: KV Cache Reduction through Key Tokens Selection for Efficient Generative Inference", 2024.
 
-Differs: the query heads that share a key/value head share noise and score; the paper's models have no such heads. The
-cache grows with the text if a budget is asked for; the paper holds it at a share of the prompt.
+Differs: (1) The query heads that share a key/value head share noise and score; the paper's models have no such heads.
+(2) `rise` is a fixed step, 0.01 by default as in the authors' model files; their scripts set it so that the
+temperature is 2 at the end of the text (1 / new tokens). (3) The cache grows with the text if a budget is asked for;
+the paper holds it at a share of the prompt.
 """
 
 from __future__ import annotations

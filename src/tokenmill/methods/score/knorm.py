@@ -4,7 +4,7 @@
 
 Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", 2024.
 
-Differs: the authors' runs leave the first one or two layers whole; here every layer is scored.
+Differs: (1) The authors' runs leave the first one or two layers whole; here every layer is scored.
 """
 
 from __future__ import annotations

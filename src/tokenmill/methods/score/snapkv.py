@@ -5,8 +5,9 @@
 
 Li et al., "SnapKV: LLM Knows What You are Looking for Before Generation", 2024.
 
-Differs: the paper repeats the keys of grouped heads and chooses for each query head; here the heads that share a key
-choose together.
+Differs: (1) The paper repeats the keys of grouped heads and chooses for each query head; here the heads that share a
+key choose together. (2) The authors' LongBench runs pool over 7 places (`kernel=7`) with the same window; 5 is the
+default of their code, which has a window of 64 and pools by the mean.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Oren et al., "Transformers are Multi-State RNNs", 2024.
 
-Differs: with window=1 it does not; a wider window adds up the newest `window` queries.
+Differs: With window=1 it does not; a wider window adds up the newest `window` queries.
 """
 
 from __future__ import annotations

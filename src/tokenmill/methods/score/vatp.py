@@ -6,7 +6,8 @@
 Guo et al., "Attention Score is not All You Need for Token Importance Indicator in KV Cache Reduction: Value Also
 Matters", 2024.
 
-Differs: how many first tokens are safe as sinks is chosen here.
+Differs: (1) `sinks` is 4; the authors' runs protect the first 20 tokens. (2) Query heads that share a key/value head
+share its score; the paper's models have no such heads.
 """
 
 from __future__ import annotations

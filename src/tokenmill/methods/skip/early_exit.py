@@ -15,9 +15,10 @@ through all layers.
 "margin" and "top" cost the model's head, over the whole vocabulary, each time they are asked: after every `stride`-th
 layer, from the share `start` of the depth on.
 
-Differs: the threshold is given, not calibrated to a risk; the model was not trained to be read in the middle; the
-paper's third measure, a classifier trained for it, is left out ("top" is in the authors' code alone). A row stays at
-the threshold itself, so that none leaves at 1.
+Differs: (1) The threshold is given, not calibrated to a risk. (2) The model was not trained to be read in the middle.
+(3) It is asked after every second layer of the upper half (`stride`, `start`), because its head is expensive; the
+paper asks after every layer. (4) The paper's third measure, a classifier trained for it, is left out ("top" is in the
+authors' code alone). (5) A row stays at the threshold itself, so that none leaves at 1.
 """
 
 from __future__ import annotations

@@ -55,7 +55,10 @@ def mor(
 
 
 class Recursive(Small):
-    """`routing`: "learned" is the paper's, "random" draws as many tokens, "all" runs every token in every round."""
+    """`routing`: "learned" is the paper's, "random" draws as many tokens, "all" runs every token in every round.
+
+    Drawn tokens are weighed by a router that learns, as in the paper: only who goes on is left to chance.
+    """
 
     def __init__(self, recursions: int, scale: float, layers: int, hidden: int, routing: str = "learned"):
         super().__init__(hidden, layers + 2)
@@ -78,10 +81,11 @@ class Recursive(Small):
                 x = self.through(stack, x, positions)
                 ran.append(active)
                 continue
-            scores = router(x).squeeze(-1) if self.routing == "learned" else torch.randn_like(x[..., 0])
+            scores = router(x).squeeze(-1)
             keep = max(1, ids.shape[1] * (self.recursions - number) // self.recursions)
-            by_rank = by_rank or self.routing == "random"
             chosen, weights = self.decide(scores.masked_fill(~active, -torch.inf), keep if by_rank else None)
+            if self.routing == "random":
+                chosen, _ = self.decide(torch.randn_like(scores).masked_fill(~active, -torch.inf), keep)
             if self.routing == "learned":
                 auxiliary = auxiliary + binary_cross_entropy_with_logits(scores[active], chosen[active].float())
             if skipping and bool(chosen.any()):

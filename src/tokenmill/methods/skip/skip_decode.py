@@ -9,8 +9,10 @@ Del Corro et al., "SkipDecode: Autoregressive Skip Decoding with Batching and Ca
 The budget only falls, so every layer that a token runs through was run through by all tokens before it: nothing is
 stored for layers passed by, and nothing is ever missing. Text of a later turn is read at the depth reached.
 
-Differs: the paper tunes the model with its schedule and nothing is tuned here. Text that is read, before anything is
-generated, runs through all layers; t counts generated tokens. n_t is rounded.
+Differs: (1) The paper tunes the model with its schedule and nothing is tuned here. (2) The paper states its largest
+and smallest number of layers for each model and speed; here they are all of them and half (`least`), over 128 tokens.
+(3) Text that is read, before anything is generated, runs through all layers; t counts generated tokens. (4) n_t is
+rounded.
 """
 
 from __future__ import annotations
