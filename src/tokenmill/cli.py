@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 TRACKS = ("cache", "decode", "depth")
 REPRODUCTIONS = Path("tokenmill-runs") / "reproduce"
+PROBED = 1 << 20  # tokens that a probe reads at most
 EXTRAS = {"pydantic": "measure", "gguf": "default-model", "accelerate": "default-model"}
 
 
@@ -55,8 +57,13 @@ Weights = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-Before = Annotated[Path | None, typer.Option("--input", help="A text file that goes before the prompt.")]
-Input = Annotated[Path | None, typer.Option("--input", help="A text file of your own.")]
+Before = Annotated[
+    Path | None, typer.Option("--input", help="A file of one text or conversation that goes before the prompt.")
+]
+Input = Annotated[
+    Path | None,
+    typer.Option("--input", help="Texts, prompts or conversations of your own: JSON Lines, CSV, text, a folder."),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -232,19 +239,26 @@ def probe(
     chosen = parse(name)
     if not isinstance(chosen, Method) or chosen.verb != "probe":
         raise SpecError(f"{chosen!r} is no probe; {did_you_mean(name, catalog.methods('probe'))}")
-    _readable(input)
+    if tokens * texts > PROBED:
+        raise InputError(
+            f"{texts} texts of {tokens} tokens are more than the {PROBED:,} that a probe reads; ask for fewer"
+        )
     import tokenmill as tm
-    from tokenmill.bench.tasks import Reader, read_input, sentences
+    from tokenmill.bench.tasks import Reader, sentences
+    from tokenmill.ops.text import MOST_CHARACTERS, cut
+    from tokenmill.run.inputs import records
     from tokenmill.run.probe import probe as ask
 
+    given = None if input is None else records(input)
     loaded, tokenizer = tm.load(model, device=device)
     second = None if model2 is None else tm.load(model2, device=device)[0]
     reader = Reader(tokenizer)
-    if input is None:
+    if given is None:
         lines = [reader.stretch(sentences(f"probe {seed} {i}"), tokens) for i in range(texts)]
         rows = [[token for line in text for token in line] for text in lines]
     else:
-        ids = [i for text in read_input(input) for i in reader.ids(text)]
+        parts = (part for record in given for part in cut(record.whole(tokenizer), MOST_CHARACTERS))
+        ids = list(itertools.islice((i for part in parts for i in reader.ids(part)), texts * tokens))
         rows = [part for at in range(0, len(ids), tokens) if len(part := ids[at : at + tokens]) > 1][:texts]
     found = ask(loaded, tokenizer, rows, chosen, second=second, progress=sys.stderr.isatty())
     _console().print(found)
@@ -281,7 +295,6 @@ def compare(
         raise InputError(f"no track '{track}' to compare; {did_you_mean(track, TRACKS)}")
     specs = None if methods is None else split_specs(methods)
     shares = None if budgets is None else split_budgets(budgets)
-    _readable(input)
     from tokenmill.bench.compare import compare as measure
     from tokenmill.method import parse
 
@@ -387,30 +400,23 @@ def split_budgets(text: str) -> list[float]:
     return list(dict.fromkeys(shares))
 
 
-def _prompt(prompt: str | None, file: Path | None) -> str:
-    parts = [_readable(file)] if file else []
-    if prompt == "-":
-        parts.append(sys.stdin.read())
-    elif prompt is not None:
-        parts.append(prompt)
-    if not "".join(parts).strip():
-        raise InputError("no prompt; give it in quotes, as - to read it from stdin, or a text file with --input FILE")
-    return "\n\n".join(parts)
+def _prompt(prompt: str | None, file: Path | None) -> str | list[dict[str, Any]]:
+    """What goes before the prompt, and the prompt; a conversation, where the file has one."""
+    from tokenmill.run.inputs import checked, records, standard_input
 
-
-def _readable(file: Path | None) -> str:
-    """The file's text; an error that says what is wrong with it."""
-    if file is None:
-        return ""
-    try:
-        text = file.expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not text in UTF-8") from None
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from None
-    if not text.strip():
-        raise InputError(f"{file} is empty")
-    return text
+    before = records(file) if file else []
+    if len(before) > 1:
+        raise InputError(
+            f"{file} has {len(before)} records, and this command takes one; write it to a file of its own "
+            "(`tokenmill compare --input` takes many)"
+        )
+    text = standard_input() if prompt == "-" else checked(prompt or "", "the prompt")
+    if not before and not text.strip():
+        raise InputError("no prompt; give it in quotes, as - to read it from stdin, or a file with --input FILE")
+    given = before[0].prompt if before else ""
+    if isinstance(given, str):
+        return "\n\n".join(part for part in (given, text) if part)
+    return [*given, {"role": "user", "content": text}] if text.strip() else given
 
 
 def _report(answer: Any) -> None:

@@ -1,7 +1,5 @@
 """Tasks: deterministic, of the length they say, and answerable from their own prompt; input files and their faults."""
 
-import json
-
 import pytest
 
 from bench.fakes import Characters
@@ -91,44 +89,6 @@ def test_plans_fit_a_shorter_context():
 
 
 # ---- the user's own text
-
-
-def write(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(content) if isinstance(content, bytes) else path.write_text(content)
-    return path
-
-
-def test_input_files(tmp_path):
-    assert tasks.read_input(write(tmp_path, "a.txt", "some text")) == ["some text"]
-    assert tasks.read_input(write(tmp_path, "a.md", "# Head\ntext")) == ["# Head\ntext"]
-    lines = [{"text": "one"}, {"prompt": "two"}, {"turns": ["three", "four"]}]
-    jsonl = "\n".join(map(json.dumps, lines)) + "\n\n"
-    assert tasks.read_input(write(tmp_path, "a.jsonl", jsonl)) == ["one", "two", "three\n\nfour"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("a.txt", "", "is empty"),
-        ("a.txt", "  \n ", "is empty"),
-        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
-        ("a.jsonl", '{"text": "x"}\n{oops\n', "line 2 is not JSON"),
-        ("a.jsonl", '{"body": "x"}\n', r'no "text", "prompt" or "turns" \(it has body\)'),
-        ("a.jsonl", "[1]\n", "it has list"),
-        ("a.jsonl", '{"text": " "}\n', "holds no text"),
-    ],
-)
-def test_input_faults(tmp_path, name, content, said):
-    with pytest.raises(InputError, match=said):
-        tasks.read_input(write(tmp_path, name, content))
-
-
-def test_missing_input_and_folders(tmp_path):
-    with pytest.raises(InputError, match="no file"):
-        tasks.read_input(tmp_path / "no.txt")
-    with pytest.raises(InputError, match="is a folder"):
-        tasks.read_input(tmp_path)
 
 
 def test_own_pieces_are_cut_noted_and_do_not_overlap():

@@ -33,6 +33,7 @@ from tokenmill.bench.store import FILE, Store
 from tokenmill.bench.sweep import DECODE, PICTURE, PREFILL, READING, RowSpec, Sweep
 from tokenmill.errors import InputError, ModelError, StoreError, TokenmillError, did_you_mean
 from tokenmill.method import recipe
+from tokenmill.run.inputs import Record, records
 from tokenmill.run.machine import machine
 
 TRACKS = ("cache", "decode", "depth")
@@ -73,7 +74,7 @@ def compare(
     rows = sweep.expand(methods or (sweep.DEPTH_METHODS if deep else sweep.CACHE_METHODS), shares)
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt for the report is empty")
-    source = tasks.read_input(input) if input is not None else None
+    source = records(input) if input is not None else None
     folder = _folder(track, out, resume)
     settings = {
         "track": track,
@@ -84,7 +85,7 @@ def compare(
         "budgets": list(shares),
         "seed": seed,
         "quick": quick,
-        "input": _sha(json.dumps(source)) if source else None,
+        "input": _sha(json.dumps([r.messages or r.text for r in source])) if source else None,
         "plan": _sha(json.dumps(asdict(plan))),
         "versions": _versions(),
     }
@@ -131,7 +132,7 @@ def _finished(
 
 def _measure(
     store: Store, console: Console, *, track: str, model: str, weights: str, device: str, rows: list[RowSpec],
-    plan: tasks.Plan, seed: int, quick: bool, source: list[str] | None, input: str | Path | None, prompt: str | None,
+    plan: tasks.Plan, seed: int, quick: bool, source: list[Record] | None, input: str | Path | None, prompt: str | None,
     settings: dict[str, Any],
 ) -> Path:  # fmt: skip
     with console.status(f"loading {model}"):
@@ -145,7 +146,8 @@ def _measure(
     own: list[list[int]] = []
     notes: list[str] = []
     if source is not None:
-        own, notes = tasks.own_pieces(source, str(input), reader, plan, context, seed)
+        texts = [record.whole(tokenizer) for record in source]
+        own, notes = tasks.own_pieces(texts, str(input), reader, plan, context, seed)
         plan = tasks.with_own(plan, len(own))
     work = Sweep(
         _engine(), network, reader, list(rows), plan, seed, store, own,
@@ -159,6 +161,7 @@ def _measure(
         **_environment(network, track, model, seed, quick),
         "weights": weights,
         "settings": settings,
+        "chat_format": any(r.messages for r in source or ()) and bool(getattr(tokenizer, "chat_template", None)),
         "tasks": [asdict(task) for task in plan.tasks],
         "speed": asdict(plan.speed),
         "quality": figures.QUALITY,
@@ -218,7 +221,8 @@ def _compare_decode(
         measured = cells[decode.COST, 0, decode.FULL][0]
         environment = {
             **_environment(network, "decode", model, seed, quick), "weights": weights, "settings": settings,
-            "new_tokens": new, "pass_cost": measured, "notes": [], "left_out": refused,
+            "chat_format": bool(getattr(tokenizer, "chat_template", None)), "new_tokens": new, "pass_cost": measured,
+            "notes": [], "left_out": refused,
         }  # fmt: skip
         made = decode.best_first([decode.row_of(row, cells, given, seed) for row in kept])
         results = decode.DecodeResults(schema=1, track="decode", model=model, environment=environment, rows=made)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import random
 import textwrap
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.bench.tasks import paragraphs
-from tokenmill.errors import InputError
-from tokenmill.ops.text import as_message
+from tokenmill.ops.text import MOST_CHARACTERS, Message, chat_text
+from tokenmill.run.inputs import records
 
 FREE = (
     "Explain why the sky is blue.", "Write a short letter that thanks a neighbour for help.",
@@ -27,6 +26,7 @@ MODULES = ("colorsys", "fnmatch", "shlex", "statistics", "textwrap", "posixpath"
 class Prompt:
     category: str
     text: str
+    messages: tuple[Message, ...] = ()  # instead, where the file has a conversation
 
 
 def default_prompts(each: int, seed: int) -> list[Prompt]:
@@ -55,44 +55,14 @@ def _function(module: str, draw: random.Random) -> str:
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """A file of prompts: JSON lines with prompt, text, question or turns (and category), or text, by blank lines.
+    """The prompts of a file or folder (see run/inputs.py); blank lines part those of a plain text.
 
-    Raises InputError for a file that holds none, with the line that is wrong.
+    Of `turns` it is the first; of `messages`, those before the model's last. Raises InputError.
     """
-    path = Path(path).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not text in UTF-8") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    if path.suffix != ".jsonl":
-        found = [Prompt("input", part.strip()) for part in text.split("\n\n") if part.strip()]
-    else:
-        found = [_of(json_line(path, n, line), path, n) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not found:
-        raise InputError(f"{path} holds no prompt")
-    return found
-
-
-def json_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{path}, line {number} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}, line {number} is not a JSON object")
-    return value
-
-
-def _of(value: dict[str, Any], path: Path, number: int) -> Prompt:
-    turns = value.get("turns")
-    text = next((value[k] for k in ("prompt", "text", "question") if isinstance(value.get(k), str)), None)
-    if text is None and isinstance(turns, list) and turns and isinstance(turns[0], str):
-        text = turns[0]
-    if not text or not text.strip():
-        raise InputError(f"{path}, line {number} has no prompt, text, question or turns")
-    return Prompt(str(value.get("category", "input")), text)
+    return [
+        Prompt(r.category, r.prompt) if isinstance(r.prompt, str) else Prompt(r.category, r.text, tuple(r.prompt))
+        for r in records(path, paragraphs=True)
+    ]
 
 
 def spread(prompts: list[Prompt], each: int, seed: int) -> list[Prompt]:
@@ -106,4 +76,8 @@ def spread(prompts: list[Prompt], each: int, seed: int) -> list[Prompt]:
 
 def encoded(tokenizer: Any, prompt: Prompt, most: int) -> list[int]:
     """The prompt's newest `most` ids, in the model's chat format where it has one."""
-    return [int(i) for i in tokenizer(as_message(tokenizer, prompt.text))["input_ids"]][-most:]
+    chats = bool(getattr(tokenizer, "chat_template", None))
+    text = chat_text(tokenizer, prompt.messages or [{"role": "user", "content": prompt.text}]) if chats else prompt.text
+    # A chat format writes its special tokens itself.
+    ids = tokenizer(text[-MOST_CHARACTERS:], add_special_tokens=not chats)["input_ids"]
+    return [int(i) for i in ids][-most:]

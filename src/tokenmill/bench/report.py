@@ -430,8 +430,8 @@ def depth_html(results: Results) -> str:
 
 
 SHOWN = (
-    "machine", "cores", "threads", "system", "device", "dtype", "weights", "parameters", "versions", "seed", "quick",
-    "date",
+    "machine", "cores", "threads", "system", "device", "dtype", "weights", "parameters", "versions", "chat_format",
+    "seed", "quick", "date",
 )  # fmt: skip
 
 
@@ -442,6 +442,7 @@ def _plain(value: Any) -> str:
 def _told_environment(environment: dict[str, Any]) -> str:
     return (
         f"{environment['machine']}, {environment['threads']} threads, {environment['weights']}, "
+        f"{'chat format, ' if environment.get('chat_format') else ''}"
         f"seed {environment['seed']}, {environment['date']}{', quick run' if environment['quick'] else ''}"
     )
 

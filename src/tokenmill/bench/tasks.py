@@ -8,16 +8,16 @@ Scoring the given answer in one pass is exact: all its tokens are right if and o
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 from tokenmill.errors import InputError
+from tokenmill.ops.text import MOST_CHARACTERS, cut
 
 _WORDS = (
     "anchor basket candle desert engine falcon garden hammer island jacket kettle lantern marble napkin orange "
@@ -198,52 +198,6 @@ def default_prompt() -> str:
     return "".join([*before, " The access code for lantern is 4917.", *after]).strip()
 
 
-# ---- the user's own text ---------------------------------------------------------------------------------------
-
-
-def read_input(path: str | Path) -> list[str]:
-    """Texts of a .txt, .md or .jsonl file. A line of jsonl has "text" or "prompt", or "turns" as Spec-Bench has."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; --input takes one .txt, .md or .jsonl file")
-    try:
-        raw = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"no file {path}; --input takes a .txt, .md or .jsonl file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    if not raw.strip():
-        raise InputError(f"{path} is empty")
-    if path.suffix.lower() not in (".jsonl", ".ndjson"):
-        return [raw]
-    texts = [_line_text(path, n, line) for n, line in enumerate(raw.splitlines(), 1) if line.strip()]
-    return [text for text in texts if text.strip()] or _nothing(path)
-
-
-def _line_text(path: Path, number: int, line: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number} is not JSON: {error.msg}") from None
-    if isinstance(row, str):
-        return row
-    if isinstance(row, dict):
-        for key in ("text", "prompt"):
-            if isinstance(row.get(key), str):
-                return row[key]
-        turns = row.get("turns")
-        if isinstance(turns, list) and all(isinstance(t, str) for t in turns):
-            return "\n\n".join(turns)
-    has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-    raise InputError(f'{path}, line {number} has no "text", "prompt" or "turns" (it has {has})')
-
-
-def _nothing(path: Path) -> list[str]:
-    raise InputError(f"{path} holds no text")
-
-
 # ---- samples ---------------------------------------------------------------------------------------------------
 
 
@@ -351,10 +305,21 @@ def own_pieces(
 ) -> tuple[list[list[int]], list[str]]:
     """The user's text in pieces a task can read, in an order the seed chooses, and notes for the user.
 
-    Pieces do not overlap: samples that share text would make the intervals too narrow.
+    Pieces do not overlap: samples that share text would make the intervals too narrow. Of more than MOST_CHARACTERS
+    the seed chooses stretches, so that a huge file is not tokenized whole.
     """
+    notes = []
     size = max(t.length + t.tail for t in plan.tasks if t.own_text) - len(reader.prefix)
+    total = sum(map(len, texts))
+    if total > MOST_CHARACTERS:
+        parts = [part for text in texts for part in cut(text, MOST_CHARACTERS // 64)]
+        random.Random(f"{seed}/stretches").shuffle(parts)
+        before = accumulate(map(len, parts), initial=0)
+        texts = [part for part, characters in zip(parts, before, strict=False) if characters < MOST_CHARACTERS]
+        notes.append(f"the text has {total:,} characters: {sum(map(len, texts)):,}, chosen by the seed, are read")
     read = [reader.ids(text) for text in texts]
+    if reader.prefix:  # a chat format may write it too
+        read = [ids[len(reader.prefix) :] if ids[: len(reader.prefix)] == reader.prefix else ids for ids in read]
     pieces = [ids[at : at + size] for ids in read for at in range(0, len(ids), size)]
     pieces = [piece for piece in pieces if len(piece) >= MIN_INPUT_TOKENS]
     longest, short = max(map(len, read)), sum(len(ids) < MIN_INPUT_TOKENS for ids in read)
@@ -363,7 +328,6 @@ def own_pieces(
             f"{name} is too short: its longest text has {longest} tokens, "
             f"and there must be at least {MIN_INPUT_TOKENS} for anything to be dropped and measured"
         )
-    notes = []
     if short:
         notes.append(f"{short} of {len(texts)} texts have under {MIN_INPUT_TOKENS} tokens: left out")
     if longest > size:

@@ -1,8 +1,9 @@
 """Text to train on, and text that is kept apart to judge by: no file is in both.
 
 By default the standard library's own: the reference in `pydoc_data.topics`, a file a topic, and its modules' sources.
-A user's text is a file or a folder; a single file is cut, its last tenth is held out. Texts of several tasks are a
-folder with a file or a folder for each; by default sources, prose, and the tables of the library's encodings.
+A user's text is a file or a folder (see run/inputs.py); a single text is cut, its last tenth is held out. Texts of
+several tasks are a folder with a file or a folder for each; by default sources, prose, and the tables of the library's
+encodings.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenmill.errors import InputError
+from tokenmill.ops.text import MOST_CHARACTERS, cut
+from tokenmill.run.inputs import records
 
 APART = 10  # every tenth file is held out
 BYTES = 256  # the vocabulary without a tokenizer
@@ -95,12 +99,19 @@ class Tasks:
         return torch.stack(own, 1).flatten(0, 1)
 
 
-def corpus(path: str | Path | None, encode: Callable[[str], list[int]] | None, length: int) -> Corpus:
-    """The text at `path` (None: the standard library's) as ids; bytes without `encode`."""
-    return _corpus(str(path or "the standard library"), documents(path), encode, length)
+def corpus(
+    path: str | Path | None, encode: Callable[[str], list[int]] | None, length: int, tokenizer: Any = None
+) -> Corpus:
+    """The text at `path` (None: the standard library's) as ids; bytes without `encode`.
+
+    `tokenizer` writes conversations in its chat format.
+    """
+    return _corpus(str(path or "the standard library"), documents(path, tokenizer), encode, length)
 
 
-def tasks(path: str | Path | None, encode: Callable[[str], list[int]] | None, length: int) -> Tasks:
+def tasks(
+    path: str | Path | None, encode: Callable[[str], list[int]] | None, length: int, tokenizer: Any = None
+) -> Tasks:
     """A task for each file or folder in the folder at `path`, by name; None: three from the standard library."""
     if path is None:
         library = _standard_library()
@@ -111,7 +122,7 @@ def tasks(path: str | Path | None, encode: Callable[[str], list[int]] | None, le
         if not where.is_dir():
             raise InputError(f"{path} is no folder; texts of several tasks are a folder with a file or folder for each")
         inside = sorted(p for p in where.iterdir() if not p.name.startswith("."))
-        found = {p.name: documents(p) for p in inside}
+        found = {p.name: documents(p, tokenizer) for p in inside}
         if not found:
             raise InputError(f"{path} is empty; texts of several tasks are a folder with a file or folder for each")
     texts = tuple(_corpus(f"'{name}'", own, encode, length) for name, own in found.items())
@@ -126,24 +137,9 @@ def _corpus(name: str, found: dict[str, str], encode: Callable[[str], list[int]]
     return Corpus(*parts)
 
 
-def documents(path: str | Path | None) -> dict[str, str]:
-    """Name -> text."""
-    if path is None:
-        return _standard_library()
-    where = Path(path).expanduser()
-    files = sorted(f for f in where.rglob("*") if f.is_file()) if where.is_dir() else [where]
-    found = {}
-    for file in files:
-        try:
-            found[str(file)] = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            if file == where:
-                raise InputError(f"{file} is not text in UTF-8") from None
-        except OSError as error:
-            raise InputError(f"cannot read {file}: {error.strerror}") from None
-    if not any(text.strip() for text in found.values()):
-        raise InputError(f"{path} holds no text in UTF-8")
-    return found
+def documents(path: str | Path | None, tokenizer: Any = None) -> dict[str, str]:
+    """Name -> text: every record of the user's file or folder, conversations in the model's chat format."""
+    return _standard_library() if path is None else {r.place: r.whole(tokenizer) for r in records(path)}
 
 
 def split(found: dict[str, str]) -> tuple[list[str], list[str]]:
@@ -177,4 +173,6 @@ def _ids(texts: Sequence[str], encode: Callable[[str], list[int]] | None) -> Ten
     if encode is None:
         held = bytearray("\n\n".join(texts).encode())
         return torch.frombuffer(held, dtype=torch.uint8).long() if held else torch.empty(0, dtype=torch.long)
-    return torch.tensor([i for text in texts for i in encode(text)], dtype=torch.long)
+    # Part by part: a text of many megabytes has many times its size of tokens.
+    parts = [torch.tensor(encode(part), dtype=torch.long) for text in texts for part in cut(text, MOST_CHARACTERS)]
+    return torch.cat(parts)

@@ -117,7 +117,7 @@ def fit(
     path = place(chosen, model, None if out is None else Path(out).expanduser())
     with alone(path):
         encode = None if tokenizer is None else lambda t: list(tokenizer(t, add_special_tokens=False)["input_ids"])
-        data = _data(chosen, text, encode, rows, length)
+        data = _data(chosen, text, encode, rows, length, tokenizer)
         work = path.with_suffix(".checkpoint")
         saved = _checkpoint(work, resume)
         told = None  # what the model says over a text that it wrote
@@ -280,15 +280,15 @@ def _affordable(reader: Reader, parts: nn.Module, minutes: float) -> int:
 
 def _data(
     method: Method, text: str | Path | Corpus | Tasks | None, encode: Callable[[str], list[int]] | None, rows: int,
-    length: int,
+    length: int, tokenizer: Any,
 ) -> Corpus | Tasks:  # fmt: skip
     """One text, or texts of as many tasks as the method has adapters."""
     several = "tasks" in method.card.needs
     if isinstance(text, Corpus if several else Tasks):
         raise InputError(f"{method.name} learns from {'texts of several tasks' if several else 'one text'}")
     if not several:
-        return text if isinstance(text, Corpus) else corpus(text, encode, length)  # type: ignore[arg-type]
-    made = text if isinstance(text, Tasks) else tasks(text, encode, length)  # type: ignore[arg-type]
+        return text if isinstance(text, Corpus) else corpus(text, encode, length, tokenizer)  # type: ignore[arg-type]
+    made = text if isinstance(text, Tasks) else tasks(text, encode, length, tokenizer)  # type: ignore[arg-type]
     count, wanted = len(made.names), method.knobs["adapters"]
     if count != wanted:
         where = "the text" if isinstance(text, Tasks) else text or "the standard library"
