@@ -60,6 +60,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Before = Annotated[
     Path | None, typer.Option("--input", help="A file of one text or conversation that goes before the prompt.")
 ]
+Chat = Annotated[bool, typer.Option("--chat", help="The prompt is a user's message, in the model's chat format.")]
+Template = Annotated[str | None, typer.Option("--chat-template", help="The same, by the template of this name.")]
 Input = Annotated[
     Path | None,
     typer.Option("--input", help="Texts, prompts or conversations of your own: JSON Lines, CSV, text, a folder."),
@@ -150,6 +152,8 @@ def run(
     device: Device = "cpu",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 128,
     input: Before = None,
+    chat: Chat = False,
+    template: Template = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 takes the likeliest token, as does leaving it out unless the recipe draws.")
     ] = None,
@@ -173,6 +177,7 @@ def run(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        chat=template or chat,
         on_text=emit,
     )
     print(flush=True)
@@ -205,6 +210,8 @@ def explain(
     weights: Weights = "float32",
     device: Device = "cpu",
     input: Before = None,
+    chat: Chat = False,
+    template: Template = None,
     seed: Seed = 0,
 ) -> None:
     """Which tokens of the prompt made the next one likely."""
@@ -213,7 +220,16 @@ def explain(
 
     tm.parse(method)  # a typo is told before a model is loaded
     loaded, tokenizer = tm.load(model, weights=weights, device=device)
-    told = tm.explain(loaded, tokenizer, text, method=method, target=target, seed=seed, progress=sys.stderr.isatty())
+    told = tm.explain(
+        loaded,
+        tokenizer,
+        text,
+        method=method,
+        target=target,
+        chat=template or chat,
+        seed=seed,
+        progress=sys.stderr.isatty(),
+    )
     console = _console()
     console.print(told)
     console.print(f"\nThe model was asked {told.attribution.calls} times. What counted most:")

@@ -45,7 +45,7 @@ def test_everything_and_refusals():
     assert decide(model, text, "full").positions == [[list(range(12))] * 2] * 4
     for ask, kind, words in (
         (lambda: decide(model, ids(2, 5), "full"), InputError, "one prompt"),
-        (lambda: decide(model, torch.empty(0, dtype=torch.long), "full"), InputError, "one prompt"),
+        (lambda: decide(model, torch.empty(0, dtype=torch.long), "full"), InputError, "empty"),
         (lambda: decide(model, text, "zip_cache"), RecipeError, "does not choose"),
     ):
         with pytest.raises(kind, match=words) as error:

@@ -110,10 +110,10 @@ def test_the_model_is_left_as_it_was():
     ("prompt", "target", "says"),
     [
         ("", None, "empty"),
-        ([], None, "empty"),
+        ([], None, "no prompt"),
         ([5] * 600, None, "600 tokens and the model reads at most 512"),
-        ([5, 200], None, "ids up to 200"),
-        ([-1, 5], None, "wrong tokenizer"),
+        ([5, 200], None, "token id 200 is outside"),
+        ([-1, 5], None, "token id -1 is outside"),
         (torch.ones(2, 3, dtype=torch.long), None, "one prompt at a time"),
         (TEXT, "w7 w8", "not one token: this tokenizer reads it as 'w7', 'w8'"),
         (TEXT, "nothing-like-it", "not one token"),

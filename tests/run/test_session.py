@@ -264,7 +264,7 @@ def test_errors():
         broken.model.layers[1].mlp.up_proj.weight.fill_(float("nan"))
     rows = [ids(1, 40)[0].tolist(), ids(1, 4)[0].tolist()]
     for ask, kind, words in (
-        (lambda: Session(model).read([]), InputError, "empty"),
+        (lambda: Session(model).read([]), InputError, "no prompt"),
         (lambda: Session(model).read([[1], []]), InputError, "empty"),
         (lambda: Session(model).read(ids(1, 5)[:, :0]), InputError, "empty"),
         (lambda: Session(model).read(ids(1, 5)[0]), InputError, "rows, tokens"),

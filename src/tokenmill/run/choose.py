@@ -13,6 +13,7 @@ from tokenmill.errors import InputError, ModelError, RecipeError, SpecError
 from tokenmill.method import Method, Recipe, get
 from tokenmill.ops.logits import largest
 from tokenmill.ops.sampling import draws
+from tokenmill.run.arguments import real_number
 
 SEEDS = 2**64  # different seeds that a generator takes
 
@@ -28,6 +29,8 @@ class Chooser:
         self, temperature: float | None = None, top_p: float = 1.0, seed: int | Sequence[int] = 0, rows: int = 1,
         warpers: Sequence[Method] = (),
     ):  # fmt: skip
+        temperature = None if temperature is None else real_number("temperature", temperature, "0 (greedy) or above")
+        top_p = real_number("top_p", top_p, "in (0, 1]")
         if temperature is not None and not temperature >= 0:
             raise SpecError(f"temperature must be 0 (greedy) or above, not {temperature:g}")
         if not 0 < top_p <= 1:

@@ -13,6 +13,7 @@ from tokenmill.errors import InputError, RecipeError
 from tokenmill.method import Method, Recipe
 from tokenmill.method import recipe as as_recipe
 from tokenmill.models.plan import plan_of
+from tokenmill.run.arguments import prompt_ids
 from tokenmill.run.session import Session, read_once
 from tokenmill.types import Trace
 
@@ -36,12 +37,12 @@ def decide(model: Any, ids: Tensor | Sequence[int], recipe: str | Method | Recip
     """Which tokens of a prompt a recipe keeps, in each layer and head; nothing is evicted.
 
     ids: (T,) or (1, T). For methods that choose anew at every step it is the choice of the last prompt token;
-    for methods that drop tokens between layers, what each layer computed.
+    for methods that drop tokens between layers, what each layer computed. Raises InputError for anything but ids of
+    the model, RecipeError for a recipe that does not choose.
     """
-    row = torch.as_tensor(ids)
-    row = row[None] if row.ndim == 1 else row
-    if row.ndim != 2 or row.shape[0] != 1 or row.shape[1] == 0:
-        raise InputError(f"decide takes the ids of one prompt, (T,) or (1, T), not {tuple(row.shape)}")
+    if isinstance(ids, str):
+        raise InputError("decide takes the ids of one prompt, not text; give tokenizer(text)['input_ids']")
+    row = torch.tensor([prompt_ids(None, ids)])
     wanted = as_recipe(recipe)
     if wanted.get("keep", "score") is None:
         raise RecipeError(f"{wanted!r} does not choose which tokens stay; methods that do are under 'score' and 'keep'")

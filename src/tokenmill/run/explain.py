@@ -20,7 +20,9 @@ from torch import Tensor
 
 from tokenmill.errors import InputError, ModelError, SpecError
 from tokenmill.method import Method, parse
+from tokenmill.models.architectures import context_of
 from tokenmill.ops.text import pieces
+from tokenmill.run.arguments import Prompt, prompt_ids, refuse_unknown
 from tokenmill.types import Ask, Attribution
 from tokenmill.view import html, terminal
 
@@ -64,20 +66,21 @@ class Explanation:
 def explain(
     model: Any,
     tokenizer: Any,
-    prompt: str | Tensor | list[int],
+    prompt: Prompt | Tensor,
     method: str | Method = "reagent",
     target: int | str | None = None,
     *,
+    chat: bool | str = False,
     seed: int = 0,
     progress: bool = False,
 ) -> Explanation:
     """Explain the next token: the model's own choice, or `target` (an id, or the text of one token).
 
-    `prompt` is text or the ids of one prompt; with ids the tokenizer may be None. `seed` is for methods that draw.
-    The model is left as it was.
+    `prompt` is text, messages, or the ids of one prompt (T,) or (1, T); with ids the tokenizer may be None. `chat` is
+    as for `generate`. `seed` is for methods that draw. The model is left as it was. Raises InputError.
     """
     chosen = _explainer(method, seed)
-    ids = _prompt(model, tokenizer, prompt)
+    ids = _prompt(model, tokenizer, prompt, chat)
     wanted = _target(model, tokenizer, target)
     with _evaluating(model), _counting(repr(chosen), progress) as count:
         ask = asking(model, tokenizer, count)
@@ -149,30 +152,13 @@ def _explainer(method: str | Method, seed: int) -> Method:
     return chosen(seed=seed) if seed and "seed" in chosen.defaults and "seed" not in chosen.given else chosen
 
 
-def _prompt(model: Any, tokenizer: Any, prompt: str | Tensor | list[int]) -> Tensor:
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise InputError("a prompt of text needs a tokenizer; pass one, or the ids")
-        prompt = tokenizer(prompt)["input_ids"]
-    ids = torch.as_tensor(prompt, dtype=torch.long).cpu()
-    if ids.dim() == 2 and len(ids) == 1:
-        ids = ids[0]
-    if ids.dim() != 1:
-        raise InputError(
-            f"one prompt at a time: ids of shape {tuple(ids.shape)} are {len(ids)} prompts; call explain for each"
-        )
-    if not len(ids):
-        raise InputError("the prompt is empty: there is no token to explain with; give it at least one")
-    config = model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
+def _prompt(model: Any, tokenizer: Any, prompt: Any, chat: bool | str) -> Tensor:
+    context = context_of(model)
+    ids = prompt_ids(tokenizer, prompt, chat, context)
     if context and len(ids) > context:
         raise InputError(f"the prompt has {len(ids)} tokens and the model reads at most {context}; shorten it")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
-        raise InputError(
-            f"the prompt has ids up to {int(ids.max())}, the model knows 0 to {vocabulary - 1}; wrong tokenizer?"
-        )
-    return ids
+    refuse_unknown(model, [ids])
+    return torch.tensor(ids)
 
 
 def _target(model: Any, tokenizer: Any, target: int | str | None) -> int | None:

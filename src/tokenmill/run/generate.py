@@ -17,6 +17,7 @@ from tokenmill.method import recipe as as_recipe
 from tokenmill.models.architectures import context_of, decoder_of
 from tokenmill.models.trained import learned
 from tokenmill.run.adapt import adapting
+from tokenmill.run.arguments import Prompt, prompt_rows, refuse_unknown, stop_strings, whole_number
 from tokenmill.run.choose import Chooser
 from tokenmill.run.cost import cost_of
 from tokenmill.run.larger import Larger, beside, larger_model, writing_part
@@ -43,22 +44,27 @@ class Output:
 def generate(
     model: Any,
     tokenizer: Any,
-    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    prompts: Prompt | Iterable[Prompt] | Tensor,
     recipe: str | Method | Recipe | None = None,
     *,
     max_new_tokens: int = 64,
     temperature: float | None = None,
     top_p: float = 1.0,
     seed: int | Sequence[int] = 0,
-    stop: Sequence[str] = (),
+    stop: str | Iterable[str] | None = (),
     ignore_eos: bool = False,
+    chat: bool | str = False,
     chunk: int | None = None,
     assistant: Any = None,
     memory: dict[str, Any] | None = None,
     on_text: Callable[[int, str], None] | None = None,
     reward: Callable[[int, list[int]], float] | None = None,
 ) -> list[Output]:
-    """Continue each prompt (text, or ids) by up to `max_new_tokens` tokens.
+    """Continue each prompt by up to `max_new_tokens` tokens.
+
+    A prompt is text, ids, or messages: a list of {"role": "user", "content": "…"}, which the model's chat format
+    writes. With `chat` text is a user's message too; a name takes the chat template of that name. Ids also come as a
+    tensor or array, (T,) or (rows, T), or as what a tokenizer returned.
 
     Prompts of different length run in one batch, and each comes out as it would alone. `chunk` reads prompts in pieces;
     `on_text(row, text)` is called as text grows; text ends before the first of `stop`. `assistant` is a loaded model of
@@ -73,11 +79,11 @@ def generate(
     cannot run, ModelError for logits that are not finite.
     """
     wanted = as_recipe(recipe)
-    rows = _encoded(tokenizer, [prompts] if isinstance(prompts, str) else prompts)
+    max_new_tokens, stop = whole_number("max_new_tokens", max_new_tokens), stop_strings(stop)
+    chunk = None if chunk is None else whole_number("chunk", chunk)
+    rows = prompt_rows(tokenizer, prompts, chat, None if _renumbers(wanted) else context_of(model))
     if tokenizer is None and (stop or on_text is not None):
         raise InputError("stop strings and on_text need the text, and there is no tokenizer; give the model's")
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     refuse_too_long(model, wanted, rows, max_new_tokens)
     ends = frozenset() if ignore_eos else ends_of(model, tokenizer)
     chooser = Chooser.of(wanted, temperature, top_p, seed, len(rows))
@@ -239,28 +245,9 @@ class _Writer:
         return any(s in tail for s in self.stop)
 
 
-def _encoded(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
-    if len(prompts) == 0:
-        raise InputError("there is no prompt; give at least one")
-    if isinstance(prompts, Tensor) or (isinstance(prompts[0], int)):
-        prompts = prompts.tolist() if isinstance(prompts, Tensor) else [prompts]
-        prompts = [prompts] if prompts and isinstance(prompts[0], int) else prompts
-    rows = []
-    for number, prompt in enumerate(prompts):
-        if isinstance(prompt, str) and tokenizer is None:
-            raise InputError("the prompt is text and there is no tokenizer; give the model's, or token ids")
-        ids = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
-        if not ids:
-            raise InputError(f"prompt {number} is empty; give at least one token")
-        rows.append([int(i) for i in ids])
-    return rows
-
-
 def refuse_too_long(model: Any, recipe: Iterable[Method], rows: list[list[int]], new: int) -> None:
-    limit = context_of(model)
-    bounded = any(m.knobs.get("renumber") and m.knobs.get("slots") for m in recipe)
-    longest = max(map(len, rows))
-    if limit is not None and longest + new > limit and not bounded:
+    limit, longest = context_of(model), max(map(len, rows))
+    if limit is not None and longest + new > limit and not _renumbers(recipe):
         raise InputError(
             f"the prompt has {longest} tokens and {new} more are asked for, but the model's context is {limit}; "
             "shorten it, ask for fewer, or use streaming_llm(slots=…), which renumbers positions"
@@ -271,11 +258,12 @@ def refuse_too_long(model: Any, recipe: Iterable[Method], rows: list[list[int]],
             f"the text grows from {longest} tokens to more than {switch}, where this model reads all of it again with "
             "other rotary frequencies, and drafts cannot be checked across that; generate without a draft method"
         )
-    vocabulary = model.get_input_embeddings().num_embeddings
-    for row in rows:
-        if max(row) >= vocabulary or min(row) < 0:
-            wrong = min(row) if min(row) < 0 else max(row)
-            raise InputError(f"token id {wrong} is outside the model's vocabulary of {vocabulary}")
+    refuse_unknown(model, rows)
+
+
+def _renumbers(recipe: Iterable[Method]) -> bool:
+    """Whether positions stay within a bound, however long the text."""
+    return any(m.knobs.get("renumber") and m.knobs.get("slots") for m in recipe)
 
 
 def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -256,7 +256,7 @@ def _record(value: Any, place: str, first: bool) -> Record:
         answer = json.dumps(answer)
     if answer is not None and not isinstance(answer, str):
         raise InputError(f'{place} has an "answer" that is no text; leave it out, or write one')
-    others = {
+    others: dict[str, Any] = {
         "answer": None if answer is None else checked(answer, place),
         "category": "input" if category is None else checked(str(category), place),
         "place": place,

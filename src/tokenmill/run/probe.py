@@ -7,7 +7,7 @@ found.texts                     # the same for each text
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from tokenmill.errors import InputError, SpecError
 from tokenmill.method import Method, method, parse
-from tokenmill.models.architectures import decoder_of
+from tokenmill.models.architectures import context_of, decoder_of
+from tokenmill.run.arguments import Prompt, prompt_rows, refuse_unknown
 from tokenmill.run.session import Session
 from tokenmill.types import Depth, Findings, Inquiry, Step
 
@@ -60,22 +61,21 @@ class Probed:
 def probe(
     model: Any,
     tokenizer: Any,
-    texts: Sequence[str | Tensor | list[int]],
+    texts: Prompt | Iterable[Prompt | Tensor],
     method: str | Method = "layer_drop",
     *,
     second: Any = None,
     progress: bool = False,
 ) -> Probed:
-    """Run a probe over each text (text, or ids; then the tokenizer may be None). The model is left as it was.
+    """Run a probe over each text (text, messages, or ids; then the tokenizer may be None). The model is left as it was.
 
-    `second` is another model with the same vocabulary, for probes that compare two.
+    `second` is another model with the same vocabulary, for probes that compare two. Raises InputError for texts of one
+    token, beyond the model's context, or with ids that it does not know.
     """
     chosen = parse(method) if isinstance(method, str) else method
     if not isinstance(chosen, Method) or chosen.verb != "probe":
         raise SpecError(f"{chosen!r} is no probe; see `tokenmill ls probe`")
-    rows = [_ids(tokenizer, text) for text in texts]
-    if not rows:
-        raise InputError("there is no text; give at least one")
+    rows = _rows(model, tokenizer, texts)
     ask = inquiry(model, second)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     was = model.training
@@ -123,15 +123,16 @@ def inquiry(model: Any, second: Any = None) -> Inquiry:
     return Inquiry(len(decoder.layers), logits, lens, None if second is None else other)
 
 
-def _ids(tokenizer: Any, text: str | Tensor | list[int]) -> Tensor:
-    if isinstance(text, str):
-        if tokenizer is None:
-            raise InputError("the text is not ids and there is no tokenizer; give the model's")
-        text = tokenizer(text)["input_ids"]
-    ids = torch.as_tensor(text, dtype=torch.long).flatten()
-    if len(ids) < 2:
+def _rows(model: Any, tokenizer: Any, texts: Any) -> list[Tensor]:
+    context = context_of(model)
+    rows = prompt_rows(tokenizer, texts, most=context)
+    shortest, longest = min(map(len, rows)), max(map(len, rows))
+    if shortest < 2:
         raise InputError("a text to probe with needs at least two tokens")
-    return ids
+    if context and longest > context:
+        raise InputError(f"a text has {longest} tokens and the model reads at most {context}; ask for fewer")
+    refuse_unknown(model, rows)
+    return [torch.tensor(row) for row in rows]
 
 
 def _mean(rows: Sequence[tuple[str | int | float, ...]]) -> tuple[str | int | float, ...]:

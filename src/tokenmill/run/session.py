@@ -30,6 +30,7 @@ from tokenmill.models.lanes import compact
 from tokenmill.models.plan import Plan, newest, plan_of, thin
 from tokenmill.ops.logits import finite
 from tokenmill.run.adapt import Told
+from tokenmill.run.arguments import learned_positions, prompt_rows, refuse_beyond, refuse_unknown, whole_number
 from tokenmill.run.machine import clock
 from tokenmill.types import Bits, Keep, Merge, Trace
 
@@ -108,12 +109,11 @@ class Session:
 
         `all_logits` gives those after every token (B, Q, V), `last` those after the newest few (B, last, V).
         `valid` (B, Q) marks real tokens; rows are then moved so that padding comes first. `chunk` reads the
-        text in pieces of that many tokens, deciding after each.
+        text in pieces of that many tokens, deciding after each. Raises InputError for ids of another shape or kind, or
+        that the model does not know.
         """
-        if not isinstance(ids, Tensor):
-            ids, valid = pad_left(ids)
-        if ids.ndim != 2 or ids.shape[1] == 0:
-            raise InputError("the prompt is empty; give ids of shape (rows, tokens) with at least one token")
+        ids, valid = self._checked(ids, valid)
+        last, chunk = whole_number("last", last), None if chunk is None else whole_number("chunk", chunk)
         if valid is not None and bool(valid.all()):
             valid = None
         if valid is not None:
@@ -145,6 +145,24 @@ class Session:
             self.cache.broken = "the model's logits were not finite on this cache; start again with a new cache"
             raise ModelError("the model's logits are NaN or infinite: its weights, or its number format, are broken")
         return logits if many else logits[:, -1]
+
+    def _checked(self, ids: Tensor | Sequence[Sequence[int]], valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(ids, Tensor):
+            ids, valid = pad_left(prompt_rows(None, ids))
+        if ids.ndim != 2 or ids.numel() == 0:
+            raise InputError("the prompt is empty; give ids of shape (rows, tokens) with at least one token")
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise InputError(f"ids are {str(ids.dtype).removeprefix('torch.')}; give whole numbers")
+        refuse_unknown(self.model, [[int(i) for i in ids.aminmax()]])
+        if learned_positions(self.model) is not None:
+            new = torch.full((len(ids),), ids.shape[1]) if valid is None else valid.sum(-1).cpu()
+            before = self.cache.seen.cpu() if self.cache is not None and self.cache.seen is not None else 0
+            refuse_beyond(self.model, int((before + new).max()))
+        if valid is None:
+            return ids.long(), None
+        if valid.shape != ids.shape:
+            raise InputError(f"valid has shape {tuple(valid.shape)} and ids have {tuple(ids.shape)}; give the same")
+        return ids.long(), valid.bool()
 
     def _forward(self, engine: Engine, ids: Tensor, valid: Tensor | None, want: int) -> Tensor:
         began = clock(self.model.device)
