@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left, bisect_right
-from functools import lru_cache
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 # GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from 256 on.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -47,22 +50,114 @@ class Spelling:
         return b"".join(self.tokens.get(i, b"") for i in ids)
 
 
-@lru_cache(maxsize=4)
+class Letters:
+    """The bytes that each token of a tokenizer stands for, in the middle of a text; found when asked for, and kept.
+
+    Exact where they can be read off the vocabulary: byte-level ones, SentencePiece-like ones with byte tokens, plain
+    words. Of any other tokenizer (`exact` is False) a token is what it adds to a text that another one begins.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        kinds = _decoders(tokenizer)
+        self.by_byte = kinds is not None and "ByteLevel" in kinds
+        self.fallback = kinds is not None and "ByteFallback" in kinds
+        self.space = kinds is not None and ("Replace" in kinds or "Metaspace" in kinds)
+        self.exact = kinds is not None
+        self.added = {i: str(t) for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+        self.spelling: Spelling | None = None  # of all tokens, once it was asked for
+        self._known: dict[int, bytes] = {}
+
+    def __call__(self, token: int) -> bytes:
+        found = self._known.get(token)
+        if found is None:
+            found = self._known[token] = self._spelled(token) if self.exact else self._beside(token)
+        return found
+
+    def _spelled(self, token: int) -> bytes:
+        if token in self.added:
+            return self.added[token].encode()
+        name = self.tokenizer.convert_ids_to_tokens(token)
+        if name is None:  # the model's table is longer than the vocabulary
+            return b""
+        if self.by_byte:
+            return bytes(ALPHABET[c] for c in name) if all(c in ALPHABET for c in name) else name.encode()
+        if self.fallback and (found := _BYTE.fullmatch(name)):
+            return bytes([int(found[1], 16)])
+        return (name.replace("\u2581", " ") if self.space else name).encode()
+
+    def _beside(self, token: int) -> bytes:
+        before = decoded(self.tokenizer, self._begin)
+        return added_text(before, decoded(self.tokenizer, [*self._begin, token])).encode()
+
+    @cached_property
+    def _begin(self) -> list[int]:
+        return list(self.tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
+
+
+def letters(tokenizer: Any) -> Letters:
+    """Of a tokenizer, made once, and again when tokens were added to it."""
+    try:
+        known, made = _LETTERS[tokenizer]
+    except (KeyError, TypeError):  # TypeError: one that cannot be kept without being held
+        known, made = None, None
+    now = {i: str(t) for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+    if made is None or known != now:
+        made = Letters(tokenizer)
+        with suppress(TypeError):
+            _LETTERS[tokenizer] = now, made
+    return made
+
+
 def spelling(tokenizer: Any) -> Spelling:
-    """Of a fast tokenizer, once for each: byte-level, SentencePiece-like with byte tokens, or plain words."""
-    backend = tokenizer.backend_tokenizer
-    decoder = json.dumps(json.loads(backend.to_str()).get("decoder"))
-    added = {i: t.content.encode() for i, t in tokenizer.added_tokens_decoder.items()}
-    special = frozenset(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
-    special |= frozenset(tokenizer.all_special_ids)
-    made = {}
-    for token, i in tokenizer.get_vocab().items():
-        if i in added:
-            made[i] = added[i]
-        elif "ByteLevel" in decoder:
-            made[i] = bytes(ALPHABET[c] for c in token) if all(c in ALPHABET for c in token) else token.encode()
-        elif found := _BYTE.fullmatch(token):
-            made[i] = bytes([int(found[1], 16)])
-        else:
-            made[i] = token.replace("\u2581", " ").encode()
-    return Spelling(made, special)
+    """Every token of a tokenizer as bytes; made once, and again when tokens were added to it."""
+    spelled, added = letters(tokenizer), getattr(tokenizer, "added_tokens_decoder", {})
+    special = frozenset(i for i, t in added.items() if t.special) | frozenset(tokenizer.all_special_ids)
+    made = spelled.spelling
+    if made is None or made.special != special:
+        tokens = {i: spelled(i) for i in {*tokenizer.get_vocab().values(), *added}}
+        made = spelled.spelling = Spelling(tokens, special)
+    return made
+
+
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """What the tokenizer makes of ids, special tokens by their names, no space taken away before punctuation."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def added_text(before: str, after: str) -> str:
+    """What a text has beyond the beginning it shares with what it was before."""
+    same = 0
+    while same < min(len(before), len(after)) and before[same] == after[same]:
+        same += 1
+    return after[same:]
+
+
+def _decoders(tokenizer: Any) -> frozenset[str] | None:
+    """The steps of a fast tokenizer's decoder, if they do to each token alone what is known here; else None."""
+    from transformers import PreTrainedTokenizerFast
+
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    overridden = getattr(type(tokenizer), "_decode", None) is not PreTrainedTokenizerFast._decode
+    if decoder is None or overridden:
+        return None
+    found = json.loads(decoder.__getstate__())
+    steps = found["decoders"] if found["type"] == "Sequence" else [found]
+    kinds = [step["type"] for step in steps]
+    if {*kinds} <= {"ByteLevel", "Fuse"}:
+        return frozenset(kinds)
+    for place, step in enumerate(steps):
+        kind = step["type"]
+        if kind == "Replace" and (step["pattern"], step["content"]) != ({"String": "\u2581"}, " "):
+            return None
+        # A space at the beginning of the whole text, and only there, is taken away.
+        if kind == "Strip" and ("Fuse" not in kinds[:place] or step["stop"] or step["content"] != " "):
+            return None
+        if kind == "Metaspace" and step["replacement"] != "\u2581":
+            return None
+        if kind not in ("Replace", "Strip", "Metaspace", "ByteFallback", "Fuse"):
+            return None
+    return frozenset(kinds)
+
+
+_LETTERS: WeakKeyDictionary[Any, tuple[dict[int, str], Letters]] = WeakKeyDictionary()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokenmill.errors import InputError, did_you_mean
+from tokenmill.ops.spelling import added_text, decoded, letters
 from tokenmill.ops.template import render_chat
 
 # Characters that are tokenized where only some tokens are wanted: more than a few thousand tokens ever have.
@@ -18,21 +20,63 @@ Message = dict[str, Any]
 BEFORE = 4
 
 
+class Detokenizer:
+    """The text of tokens that come one by one; its pieces put together are the text, and no piece is taken back.
+
+    before: tokens that the text goes on from, so that a space a tokenizer drops at the beginning of a text is there.
+    begins: the text begins here instead. skip: bytes at the beginning that are left out.
+    """
+
+    def __init__(self, tokenizer: Any, before: Sequence[int] = (), *, begins: bool = False, skip: int = 0):
+        self._tokenizer, self._letters, self._skip = tokenizer, letters(tokenizer), skip
+        self._window = [] if begins else list(before)[-BEFORE:]  # tokens that were read, for a decoder that looks back
+        self._begins, self._waiting = begins, 0
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: int) -> str:
+        """The characters that a token completes; '' if it ends inside one."""
+        return self._given(self._exact(token) if self._letters.exact else self._beside(token))
+
+    def rest(self) -> str:
+        """What is left when nothing more comes: U+FFFD for a character that was not completed."""
+        found = self._given(self._read().encode() if self._waiting else b"")
+        return found + self._characters.decode(b"", final=True)
+
+    def _given(self, text: bytes) -> str:
+        left = text[self._skip :]
+        self._skip -= len(text) - len(left)
+        return self._characters.decode(left)
+
+    def _exact(self, token: int) -> bytes:
+        text = self._letters(token)
+        if self._begins and text.startswith(b" "):
+            text = decoded(self._tokenizer, [token]).encode()
+        self._begins = False
+        return text
+
+    def _beside(self, token: int) -> bytes:
+        self._window.append(token)
+        self._waiting += 1
+        text = decoded(self._tokenizer, self._window)
+        if text.endswith("\ufffd") and self._waiting < BEFORE:
+            return b""
+        return self._read().encode()
+
+    def _read(self) -> str:
+        """What the waiting tokens add to those before them."""
+        before = decoded(self._tokenizer, self._window[: len(self._window) - self._waiting])
+        text = added_text(before, decoded(self._tokenizer, self._window))
+        self._window, self._waiting = self._window[-BEFORE:], 0
+        return text
+
+
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text each id adds. A character split over several tokens stands at the last of them, the others are ''."""
     if tokenizer is None:
         return [f"{i} " for i in ids]
-    found: list[str] = []
-    start, done = 0, 0  # ids[start:done] is the shown neighbour, ids[done:i + 1] not yet shown
-    for i in range(len(ids)):
-        shown = _decode(tokenizer, ids[start:done])
-        text = _decode(tokenizer, ids[start : i + 1])
-        if text.endswith("\ufffd") and i + 1 < len(ids) and i - done < BEFORE:
-            found.append("")
-            continue
-        found.append(text[len(shown) :])
-        start, done = max(done, i + 1 - BEFORE), i + 1
-    return found
+    text = Detokenizer(tokenizer, begins=True)
+    found = [text.add(i) for i in ids]
+    return [*found[:-1], found[-1] + text.rest()] if found else found
 
 
 def cut(text: str, size: int) -> Iterator[str]:
@@ -101,7 +145,3 @@ def around_message(tokenizer: Any) -> tuple[str, str]:
     mark = "\N{SYMBOL FOR UNIT SEPARATOR}"
     before, _, after = as_message(tokenizer, mark).partition(mark)
     return before, after
-
-
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

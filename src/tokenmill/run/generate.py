@@ -16,6 +16,7 @@ from tokenmill.method import Method, Recipe, grown
 from tokenmill.method import recipe as as_recipe
 from tokenmill.models.architectures import context_of, decoder_of
 from tokenmill.models.trained import learned
+from tokenmill.ops.text import Detokenizer
 from tokenmill.run.adapt import adapting
 from tokenmill.run.arguments import Prompt, prompt_rows, refuse_unknown, stop_strings, whole_number
 from tokenmill.run.choose import Chooser
@@ -92,7 +93,7 @@ def generate(
         raise InputError("reward is for a recipe that seeks texts worth more, such as latent_seek; leave it out")
     mending = Mending(heal, tokenizer, rows) if heal is not None else None
     fed = rows if mending is None else mending.rows
-    writer = _Writer(tokenizer, len(rows), ends, stop, max_new_tokens, on_text, mending)
+    writer = _Writer(tokenizer, len(rows), ends, stop, max_new_tokens, on_text, mending, fed)
     without = Recipe(tuple(m for m in wanted if m.verb not in ("draft", "choose")))
     if draft is None and search is None:
         session = Session(model, without)
@@ -182,13 +183,22 @@ class _Writer:
         limit: int,
         on_text: Callable[[int, str], None] | None,
         mending: Mending | None = None,
+        prompts: Sequence[Sequence[int]] = (),
     ):
         self.tokenizer, self.ends, self.stop, self.limit, self.on_text = tokenizer, ends, stop, limit, on_text
         self.mending = mending
         self.old = [0] * rows  # tokens that only say the dropped end of the prompt again
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self.done = [False] * rows
-        self.shown = [""] * rows
+        self.shown = [0] * rows  # characters
+        self._texts = [""] * rows
+        self._read = [0] * rows  # tokens that are in the text
+        self._whole = [False] * rows  # nothing is added to the text any more
+        self._pieces = []
+        if tokenizer is not None:
+            skip = [0] * rows if mending is None else [len(lead) for lead in mending.lead]
+            before = prompts or [()] * rows
+            self._pieces = [Detokenizer(tokenizer, b, skip=n) for b, n in zip(before, skip, strict=True)]
 
     def add(self, row: int, tokens: Sequence[int]) -> bool:
         """Take the tokens up to where the row ends; True once it has."""
@@ -198,7 +208,7 @@ class _Writer:
             self.ids[row].append(token)
             if self.mending is not None:
                 self.old[row] += self.mending.took(row, token)
-            self.done[row] = token in self.ends or self.left(row) <= 0 or self._stopped(row)
+            self.done[row] = token in self.ends or self.left(row) <= 0 or (bool(self.stop) and self._spell(row))
         self._show(row)
         return self.done[row]
 
@@ -215,34 +225,39 @@ class _Writer:
     def _show(self, row: int) -> None:
         if self.on_text is not None:
             text = self.text(row)
-            # Wait for the rest of a character, and of what may become a stop string.
-            whole = text if self.done[row] else self._certain(text.rstrip("\ufffd"))
-            if len(whole) > len(self.shown[row]):
-                self.on_text(row, whole[len(self.shown[row]) :])
-                self.shown[row] = whole
+            # Wait for the rest of what may become a stop string.
+            certain = text if self.done[row] else self._certain(text)
+            if len(certain) > self.shown[row]:
+                self.on_text(row, certain[self.shown[row] :])
+                self.shown[row] = len(certain)
 
     def text(self, row: int) -> str:
-        ids = self.ids[row]
-        ids = ids[:-1] if ids and ids[-1] in self.ends else ids
-        if self.mending is not None:  # in bytes: what was dropped may have begun inside a character
-            text = self.mending.text(row, ids)
-        else:
-            text = self.tokenizer.decode(ids) if self.tokenizer is not None else ""
-        found = [text.find(s) for s in self.stop if s in text]
-        return text[: min(found)] if found else text
+        """What the row's tokens spell, up to a stop string, without a token that ended it."""
+        self._spell(row)
+        if self.done[row] and self._pieces and not self._whole[row]:
+            self._grow(row, self._pieces[row].rest())
+            self._whole[row] = True
+        return self._texts[row]
 
     def _certain(self, text: str) -> str:
         begun = max((n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
         return text[: len(text) - begun]
 
-    def _stopped(self, row: int) -> bool:
-        if not self.stop:
-            return False
-        if self.mending is not None:
-            return self.text(row) != self.mending.text(row, self.ids[row])
-        # A stop string cannot begin more tokens back than it has characters, plus those of an unfinished one.
-        tail = self.tokenizer.decode(self.ids[row][-(max(map(len, self.stop)) + 8) :])
-        return any(s in tail for s in self.stop)
+    def _spell(self, row: int) -> bool:
+        """Read the tokens that came; True once a stop string is complete, before which the text is cut."""
+        ids = self.ids[row]
+        while self._pieces and self._read[row] < len(ids) and not self._whole[row]:
+            token = ids[self._read[row]]
+            self._read[row] += 1
+            if token not in self.ends:
+                self._grow(row, self._pieces[row].add(token))
+        return self._whole[row]
+
+    def _grow(self, row: int, piece: str) -> None:
+        known, text = len(self._texts[row]), self._texts[row] + piece
+        found = [at for s in self.stop if (at := text.find(s, max(0, known - len(s) + 1))) >= 0]
+        self._texts[row] = text[: min(found)] if found else text
+        self._whole[row] = bool(found)
 
 
 def refuse_too_long(model: Any, recipe: Iterable[Method], rows: list[list[int]], new: int) -> None:

@@ -142,10 +142,6 @@ class Mending:
         """The same for one row alone."""
         return self.method(logits, self.rest[row : row + 1], self.vocabulary)
 
-    def text(self, row: int, ids: list[int]) -> str:
-        """What tokens spell beyond what was dropped."""
-        return self.vocabulary.text(ids)[len(self.lead[row]) :].decode(errors="replace")
-
     def took(self, row: int, token: int) -> bool:
         """Account for a token that came; True if it lies wholly inside what was dropped, and so is not new."""
         text, rest = self.vocabulary.tokens.get(token, b""), self.rest[row]
