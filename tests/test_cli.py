@@ -145,8 +145,11 @@ def test_show_tells_the_last_reproduction(tmp_path):
         (("run", "hi", "--recipe", "reagent"), "explain"),
         (("run", "hi", "--model", "./nowhere"), "no folder './nowhere'"),
         (("run", "--input", "nowhere.txt"), "cannot read nowhere.txt: No such file"),
-        (("run", "--input", "."), "cannot read .: Is a directory"),
+        (("run", "--input", "."), ". holds no text"),
+        (("run", "caf\udce9"), "the prompt has half of a surrogate pair"),
         (("explain", "hi", "--method", "reagen"), "did you mean reagent?"),
+        (("probe", "layer_drop", "--tokens", "99999999"), "ask for fewer"),
+        (("probe", "layer_drop", "--input", "nowhere.txt"), "cannot read nowhere.txt"),
         (("compare", "cach"), "no track 'cach' to compare; did you mean cache?"),
         (("compare", "tokenizer"), "there is cache"),
         (("compare", "cache", "--methods", "snapk"), "did you mean snapkv?"),
@@ -166,11 +169,14 @@ def test_a_mistake_is_one_line(args, says, tmp_path, monkeypatch):
 
 
 def test_files_that_are_no_text(tmp_path):
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "binary").write_bytes(b"\xff\x00")
     (tmp_path / "empty").write_text(" \n")
-    assert "is not text in UTF-8" in refused("run", "--input", tmp_path / "binary")
+    assert "line 1 is not UTF-8 text" in refused("run", "--input", tmp_path / "binary")
     assert "is empty" in refused("run", "--input", tmp_path / "empty")
-    assert "no prompt" in refused("run", "-", stdin="")
+    assert "standard input is empty" in refused("run", "-", stdin="")
+    assert "standard input, line 2 is not UTF-8 text (byte 2, 0xe9)" in refused("run", "-", stdin=b"a\n\xe9")
+    (tmp_path / "two.jsonl").write_text('"one"\n"two"\n')
+    assert "has 2 records, and this command takes one" in refused("run", "--input", tmp_path / "two.jsonl")
 
 
 def test_a_mistake_in_a_real_process():
@@ -312,6 +318,44 @@ def test_run_reads_stdin_and_a_file(model, tmp_path):
     file = call("run", "w7 w8", "--input", tmp_path / "before.txt", "--model", model, "--max-new-tokens", 4)
     assert alone.exit_code == 0, alone.output
     assert alone.stdout == piped.stdout == file.stdout
+
+
+def test_run_and_explain_in_the_chat_format(tmp_path):
+    import tokenmill as tm
+
+    folder, tokenizer = tmp_path / "model", tiny_tokenizer()
+    tokenizer.chat_template = {
+        "default": "{% for m in messages %}{{ m.content }} w50 {% endfor %}"
+        "{% if add_generation_prompt %}w51{% endif %}",
+        "short": "{{ messages[0].content }} w52",
+    }
+    tiny("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "chat.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]}\n'
+    )
+    loaded, tokenizer = tm.load(folder)
+    for prompt, args in (
+        ("w5 w50 w51", ("w5", "--chat")),
+        ("w5 w52", ("w5", "--chat-template", "short")),
+        ("w5 w50 w51", ("--input", tmp_path / "chat.jsonl")),  # the model's own answer is not shown to it
+        ("w5 w50 w7 w50 w51", ("w7", "--input", tmp_path / "chat.jsonl")),
+    ):
+        wanted = tm.generate(loaded, tokenizer, prompt, max_new_tokens=6)[0].text
+        result = call("run", *args, "--model", folder, "--max-new-tokens", 6)
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert result.stdout == wanted + "\n"
+    told = call("explain", "w5", "--chat", "--method", "occlusion", "--model", folder)
+    assert "w50" in told.stdout
+    assert "no chat template 'shrt'" in refused("run", "w5", "--chat-template", "shrt", "--model", folder)
+
+
+def test_probe_reads_records(model, tmp_path):
+    (tmp_path / "a.csv").write_text("text\nw5 w6 w7\nw8 w9\n")
+    asked = ("probe", "layer_drop", "--model", model, "--tokens", 4, "--out", tmp_path / "out.json")
+    result = call(*asked, "--input", tmp_path / "a.csv")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert json.loads((tmp_path / "out.json").read_text())["tokens"] == 4  # the one token that is left is no text
 
 
 def test_explain_names_the_tokens(model):

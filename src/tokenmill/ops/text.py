@@ -79,6 +79,23 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return [*found[:-1], found[-1] + text.rest()] if found else found
 
 
+def spelled_text(tokenizer: Any, ids: Sequence[int], before: Sequence[int] = ()) -> str:
+    """What ids add to a text that goes on."""
+    text = Detokenizer(tokenizer, before)
+    return "".join([*map(text.add, ids), text.rest()])
+
+
+def continuation_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids (T,) that add a text to one that goes on: without the space that some tokenizers begin every text with."""
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for begun in ("", "\n", "a", "."):
+        before = list(tokenizer(begun, add_special_tokens=False)["input_ids"]) if begun else []
+        both = list(tokenizer(begun + text, add_special_tokens=False)["input_ids"])
+        if both[: len(before)] == before and spelled_text(tokenizer, both[len(before) :], before or ids[-1:]) == text:
+            return both[len(before) :]
+    return ids  # of a tokenizer that changes the text
+
+
 def cut(text: str, size: int) -> Iterator[str]:
     """The text in pieces of at most `size` characters, cut behind a line or a word where there is one."""
     at = 0

@@ -14,6 +14,7 @@ from tokenmill.errors import InputError
 from tokenmill.method import Method
 from tokenmill.models.architectures import head_of
 from tokenmill.ops.spelling import spelling
+from tokenmill.ops.text import continuation_ids, spelled_text
 from tokenmill.run.choose import Chooser
 from tokenmill.run.session import Session
 
@@ -95,7 +96,7 @@ class Text:
         self.logits, self.hidden, self._looked = logits[which : which + 1], hidden[which][None, None], None
 
     def append(self, text: str) -> bool:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = continuation_ids(self.tokenizer, text)
         assert self.session.cache is not None
         assert self.session.cache.seen is not None
         if int(self.session.cache.seen.max()) + len(ids) + self.room > self._limit:
@@ -104,10 +105,10 @@ class Text:
         return True
 
     def text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode([i for i in ids if i not in self.ends])
+        return spelled_text(self.tokenizer, [i for i in ids if i not in self.ends], self.prompt)
 
     def spelled(self, texts: Sequence[str]) -> frozenset[int]:
-        known = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+        known = (continuation_ids(self.tokenizer, text) for text in texts)
         return frozenset(ids[0] for ids in known if len(ids) == 1)
 
 
