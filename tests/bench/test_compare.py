@@ -36,6 +36,7 @@ def test_what_a_run_leaves(fake, tmp_path):
     results = json.loads((folder / "results.json").read_text())
     assert list(results) == ["schema", "track", "model", "environment", "rows"]
     assert (results["schema"], results["track"], results["model"]) == (1, "cache", "smollm2")
+    assert results["environment"]["chat_format"] is False
     assert all(list(row) == ["method", "spec", "budget", "metrics"] for row in results["rows"])
     assert results["rows"][0]["method"] == "full"
     specs = {row["spec"]: row["budget"] for row in results["rows"]}
@@ -92,7 +93,7 @@ def test_rows():
         ({"budgets": [0.0]}, SpecError, r"budget must be in \(0, 1\]"),
         ({"budgets": [1.5]}, SpecError, r"budget must be in \(0, 1\]"),
         ({"budgets": []}, SpecError, "no budgets"),
-        ({"input": "nowhere.txt"}, InputError, "no file nowhere.txt"),
+        ({"input": "nowhere.txt"}, InputError, "cannot read nowhere.txt"),
         ({"prompt": "  "}, InputError, "prompt for the report is empty"),
     ],
 )

@@ -14,8 +14,9 @@ from tokenmill.bench import compare as bench
 from tokenmill.bench import decode
 from tokenmill.bench.compare import compare
 from tokenmill.bench.decode import COST, FULL, LIBRARY, LOOKUP, TASK, DecodeResults, row_of
-from tokenmill.bench.prompts import Prompt, default_prompts, read_prompts, spread
+from tokenmill.bench.prompts import Prompt, default_prompts, encoded, read_prompts, spread
 from tokenmill.errors import SpecError, StoreError
+from tokenmill.ops.text import MOST_CHARACTERS
 
 METHODS = ["token_recycling", "prompt_lookup(nodes=4) + typical_acceptance", "auto"]
 
@@ -36,6 +37,15 @@ def small(monkeypatch):
     monkeypatch.setattr(decode, "pass_cost", lambda model, widths, context: {w: 0.01 + 0.001 * w for w in widths})
 
 
+def test_results_say_whether_the_chat_format_was_used(small, file, tmp_path, monkeypatch):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }} w9"
+    monkeypatch.setattr(bench, "_load", lambda model, weights, device: (tiny("llama"), tokenizer))
+    folder, _ = run(tmp_path, file)
+    assert json.loads((folder / "results.json").read_text())["environment"]["chat_format"] is True
+    assert "chat format, seed 0" in (folder / "report.html").read_text()
+
+
 def run(tmp_path, file, **options):
     console = Console(file=io.StringIO(), width=200)
     folder = compare(
@@ -49,6 +59,8 @@ def test_what_a_run_leaves(small, file, tmp_path):
     results = json.loads((folder / "results.json").read_text())
     assert list(results) == ["schema", "track", "model", "environment", "rows"]
     assert (results["schema"], results["track"]) == (1, "decode")
+    assert results["environment"]["chat_format"] is False
+    assert "chat format, seed" not in (folder / "report.html").read_text()
     assert all(list(row) == ["method", "spec", "budget", "metrics"] for row in results["rows"])
     DecodeResults.model_validate(results)
     rows = {row["spec"]: row["metrics"] for row in results["rows"]}
@@ -152,6 +164,20 @@ def test_prompts_of_the_users_own(file, tmp_path):
     chat.write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"turns": ["first", "second"]}) + "\n")
     one, two = read_prompts(chat)
     assert (one.messages, two.text) == ((turns[0],), "first")
+
+
+def test_a_huge_prompt_is_cut_before_it_is_tokenized():
+    seen = []
+
+    class Tokenizer:
+        chat_template = None
+
+        def __call__(self, text, add_special_tokens=True):
+            seen.append(len(text))
+            return {"input_ids": [ord(c) for c in text]}
+
+    assert encoded(Tokenizer(), Prompt("a", "x" * 50_000_000 + "yz"), 2) == [ord("y"), ord("z")]
+    assert seen == [MOST_CHARACTERS]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")

@@ -91,6 +91,36 @@ def test_plans_fit_a_shorter_context():
 # ---- the user's own text
 
 
+def test_a_huge_text_is_read_in_stretches(monkeypatch):
+    plan = tasks.plan(quick=True, own_text=True)
+    text = "".join(f"sentence number {i}\n" for i in range(400_000))  # 9 MB
+    read = []
+
+    class Counting(tasks.Reader):
+        def ids(self, text):
+            read.append(text)
+            return super().ids(text)
+
+    reader = Counting(Characters())
+    for _ in range(2):
+        pieces, notes = tasks.own_pieces([text, "short"], "x", reader, plan, 600, 0)
+        assert any("chosen by the seed, are read" in note for note in notes)
+    assert sum(map(len, read)) < 2.2 * tasks.MOST_CHARACTERS
+    assert all(part in text for part in read[-60:] if part != "short")
+    assert pieces != tasks.own_pieces([text], "x", reader, plan, 600, 1)[0]
+
+
+def test_special_tokens_that_a_chat_format_wrote_are_not_doubled():
+    class Chat(Characters):
+        def __call__(self, text, add_special_tokens=True):
+            return super().__call__(text.removeprefix("<s>"), add_special_tokens or text.startswith("<s>"))
+
+    plan, reader = tasks.plan(quick=True, own_text=True), tasks.Reader(Chat())
+    assert len(reader.prefix) == 1
+    pieces, _ = tasks.own_pieces(["<s>" + "a" * 200, "a" * 200], "x", reader, plan, 600, 0)
+    assert pieces[0] == pieces[1] == reader.ids("a" * 200)
+
+
 def test_own_pieces_are_cut_noted_and_do_not_overlap():
     plan = tasks.plan(quick=True, own_text=True)
     with pytest.raises(InputError, match=r"notes.txt is too short: its longest text has 5 tokens"):
