@@ -163,7 +163,7 @@ def test_prompts_of_the_users_own(file, tmp_path):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     chat.write_text(json.dumps({"messages": turns}) + "\n" + json.dumps({"turns": ["first", "second"]}) + "\n")
     one, two = read_prompts(chat)
-    assert (one.messages, two.text) == ((turns[0],), "first")
+    assert (one.messages, one.text, two.text) == ((turns[0],), "Hi", "first")  # the answer is not in the prompt
 
 
 def test_a_huge_prompt_is_cut_before_it_is_tokenized():

@@ -74,7 +74,8 @@ def test_shapes_of_a_record(tmp_path):
         write(
             tmp_path, "a.jsonl",
             lines([
-                "a", {"text": "b", "answer": 4}, {"turns": ["c", "d"], "category": "qa"}, {"messages": [hi, hello]},
+                "a", {"text": "b", "answer": 4}, {"turns": [" ", "c", "d"], "category": "qa"},
+                {"messages": [hi, hello]},
                 {"prompt": [hi], "answer": "Ho"}, {"question": "e"}, {"prompt": None, "text": "f", "x": [1]},
                 {"text": " "}, {"messages": [{"role": "user", "content": [{"text": "p"}, {"text": "q"}]}]},
             ]),

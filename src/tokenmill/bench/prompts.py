@@ -59,10 +59,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     Of `turns` it is the first; of `messages`, those before the model's last. Raises InputError.
     """
-    return [
-        Prompt(r.category, r.prompt) if isinstance(r.prompt, str) else Prompt(r.category, r.text, tuple(r.prompt))
-        for r in records(path, paragraphs=True)
-    ]
+    found = []
+    for record in records(path, paragraphs=True):
+        given = record.prompt
+        text = given if isinstance(given, str) else "\n\n".join(str(m["content"]) for m in given)
+        found.append(Prompt(record.category, text, () if isinstance(given, str) else tuple(given)))
+    return found
 
 
 def spread(prompts: list[Prompt], each: int, seed: int) -> list[Prompt]:

@@ -55,7 +55,7 @@ class Record:
     def prompt(self) -> str | list[Message]:
         """What a model is to continue: the first turn, or the messages up to where it has its turn."""
         if not self.messages:
-            return self.turns[0]
+            return self.turns[0] if self.turns else ""
         return list(self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages)
 
     @property
@@ -264,7 +264,8 @@ def _record(value: Any, place: str, first: bool) -> Record:
     if isinstance(found, str) and key not in ("messages", "turns"):
         return Record((checked(found, place),), **others)
     if key == "turns" and isinstance(found, list) and found and all(isinstance(t, str) for t in found):
-        return Record(tuple(checked(t, place) for t in found), **others)
+        turns = tuple(checked(t, place) for t in found)
+        return Record(tuple(t for t in turns if t.strip()), **others)
     if key in ("messages", "prompt") and isinstance(found, list):
         messages = tuple(messages_of(found, place))
         for message in messages:

@@ -153,7 +153,7 @@ class Session:
             raise InputError("the prompt is empty; give ids of shape (rows, tokens) with at least one token")
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise InputError(f"ids are {str(ids.dtype).removeprefix('torch.')}; give whole numbers")
-        refuse_unknown(self.model, [[int(i) for i in ids.aminmax()]])
+        refuse_unknown(self.model, [torch.stack(ids.aminmax()).tolist()])
         if learned_positions(self.model) is not None:
             new = torch.full((len(ids),), ids.shape[1]) if valid is None else valid.sum(-1).cpu()
             before = self.cache.seen.cpu() if self.cache is not None and self.cache.seen is not None else 0
