@@ -153,13 +153,21 @@ def test_a_batch_without_targets_takes_no_step(spec, labels):
     empty = {"input_ids": tokens, "attention_mask": torch.zeros_like(tokens)}
     if labels:
         empty = {"input_ids": tokens, "labels": torch.full_like(tokens, -100)}
-    alone = train(model, [empty] * 3, spec, reference=tiny("qwen3"), lr=1e-3)
-    assert [(h.tokens, h.loss) for h in alone] == [(0, 0.0)] * 3
+    with pytest.raises(InputError, match="no batch has a token to learn from"):
+        train(model, [empty] * 3, spec, reference=tiny("qwen3"), lr=1e-3)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     one, other = fresh(), fresh()
     train(one, [tokens, tokens], "full_loss", lr=1e-3)
-    train(other, [tokens, empty, tokens], "full_loss", lr=1e-3)  # between two others neither
+    history = train(other, [tokens, empty, tokens], "full_loss", lr=1e-3)  # between two others neither
+    assert (history[1].tokens, history[1].loss) == (0, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_where_nothing_can_be_trained():
+    with pytest.raises(InputError, match="nothing to train"):
+        train(fresh().requires_grad_(False), [ids(1, 4)])
+    with pytest.raises(InputError, match="513 tokens and the model has learned 512"):
+        train(fresh("gpt2"), [ids(1, 513)])
 
 
 def test_batches_that_are_none():

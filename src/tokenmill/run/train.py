@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from tokenmill.errors import InputError, ModelError, SpecError
 from tokenmill.method import Method, parse
+from tokenmill.run.arguments import refuse_beyond
 from tokenmill.types import Weights
 
 IGNORED = -100  # a label that has no loss
@@ -82,13 +83,16 @@ def train(
     honoured as given: the loss at a token is that of its label, -100 has none. A batch without targets, or whose
     targets all have the weight 0, changes nothing; it counts as a step. `reference` is a model that methods such as
     rho1 compare with; it is never trained. `seed` sets dropout and methods that draw. Raises InputError for a batch of
-    another shape and for labels outside the vocabulary, ModelError for a loss that is not finite.
+    another shape, for labels outside the vocabulary, and where nothing can be learned or trained, ModelError for a loss
+    that is not finite.
     """
     chosen = parse(method) if isinstance(method, str) else method
     if not isinstance(chosen, Method) or chosen.verb != "learn":
         raise SpecError(f"{chosen!r} does not weigh losses; `tokenmill ls learn` lists the methods that do")
     device, vocabulary = next(model.parameters()).device, model.get_input_embeddings().num_embeddings
     trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise InputError("no parameter of the model requires a gradient, so there is nothing to train")
     optimizer = torch.optim.AdamW(trainable, lr=lr)
     was_training, history = model.training, []
     with torch.random.fork_rng():
@@ -98,6 +102,7 @@ def train(
             steady = track(_stream(batches, steps), chosen.name, total=steps, transient=True, disable=not progress)
             for step, batch in enumerate(steady):
                 ids, mask, labels = _parts(batch, device, vocabulary)
+                refuse_beyond(model, ids.shape[1])
                 if not has_loss(ids, mask, labels).any():
                     history.append(TrainStep(step, 0.0, 0.0, 0, 0.0))
                     continue  # not even weight decay: there is nothing to learn from
@@ -119,6 +124,8 @@ def train(
         finally:
             optimizer.zero_grad(set_to_none=True)
             model.train(was_training)
+    if history and not any(step.tokens for step in history):
+        raise InputError("no batch has a token to learn from: every label is -100, or all of it is padding")
     return history
 
 
