@@ -1,5 +1,6 @@
 """compare decode on a tiny model: what a run leaves, what a row's figures are, and prompts of the user's own."""
 
+import copy
 import io
 import json
 import tomllib
@@ -69,6 +70,19 @@ def test_what_a_run_leaves(small, file, tmp_path):
     assert page.count("<svg") == 2
     assert "greedy, our loop" in said
     assert "a pass behind" in said
+
+
+def test_identical_means_the_librarys_own_call(monkeypatch):
+    """Under a generation_config that changes greedy text, both sides are under it."""
+    asks = {"repetition_penalty": 1.3, "eos_token_id": [2, 5], "num_beams": 3, "do_sample": True}
+    model, ids = copy.deepcopy(tiny("llama")), [5, 6, 7, 8] * 5
+    made = decode.Decoding(model, tiny_tokenizer(), [], [ids], [], store=None, new=24)
+    plain = made._cell(LIBRARY, ids, {})["ids"]
+    model.generation_config.update(**asks)
+    library = made._cell(LIBRARY, ids, {})["ids"]
+    assert library != plain
+    for row in (FULL, LOOKUP, "token_recycling", "prompt_lookup"):
+        assert made._cell(row, ids, {})["ids"] == library, row
 
 
 def test_nothing_is_measured_twice(small, file, tmp_path, monkeypatch):

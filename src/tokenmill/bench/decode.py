@@ -148,6 +148,8 @@ class Decoding:
     def _library(self, row: str, ids: list[int]) -> dict[str, Any]:
         given = torch.tensor([ids], device=self.model.device)
         calls, more = 0, {"prompt_lookup_num_tokens": 10} if row == LOOKUP else {}
+        # Both sides are under the model's generation_config; how tokens are chosen, ours leaves to the recipe.
+        more |= {"do_sample": False, "num_beams": 1, "max_new_tokens": self.new, "tokenizer": self.tokenizer}
 
         def counted(*_: Any) -> None:
             nonlocal calls
@@ -157,9 +159,7 @@ class Decoding:
         began = time.perf_counter()
         try:
             with torch.no_grad():
-                out = self.model.generate(
-                    given, attention_mask=torch.ones_like(given), max_new_tokens=self.new, do_sample=False, **more
-                )
+                out = self.model.generate(given, attention_mask=torch.ones_like(given), **more)
         finally:
             hook.remove()
         new = out[0, len(ids) :].tolist()

@@ -54,7 +54,7 @@ class Drafter:
             line.append(at)
         if self._slots:
             self.session.accept(line)
-        ids = torch.tensor([new[len(line) :]], device=self.session.model.device)
+        ids = torch.tensor([new[len(line) :]], device=self.session.device)
         self._root = self.session.read(ids)[0, : self._vocabulary]  # (V,)
         self._read = len(context)
         self._slots, self._slot_of, self._lines = {}, {-1: -1}, []
@@ -72,7 +72,7 @@ class Drafter:
             sees = torch.zeros(len(new), len(self._lines), dtype=torch.bool)
             for row, line in enumerate(lines):
                 sees[row, line] = True
-            device = self.session.model.device
+            device = self.session.device
             tokens = torch.tensor([tree.tokens[node] for node in new], device=device).clamp(max=self._rows - 1)
             levels = torch.tensor([len(line) - 1 for line in lines], device=device)
             read = self.session.verify(tokens, levels, sees.to(device))[:, : self._vocabulary]
@@ -103,7 +103,7 @@ class Ladder:
         new = [node for node in above(tree, at) if node not in known]
         if not new:
             return
-        cache, engine, device = self.session.cache, self.session._engine, self.session.model.device
+        cache, engine, device = self.session.cache, self.session._engine, self.session.device
         assert cache is not None
         assert cache.seen is not None
         assert engine is not None

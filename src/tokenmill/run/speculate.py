@@ -46,8 +46,10 @@ def speculate(
     chunk: int | None = None,
     left: Callable[[], float] = lambda: math.inf,
     ends: frozenset[int] = frozenset(),
+    processed: Callable[[Tensor, Sequence[Sequence[int]]], Tensor] | None = None,
 ) -> Generator[list[int]]:
     """Tokens of one row, a list for each pass. `chooser` says how tokens are chosen, its `row` who draws.
+    `processed` is what is done to logits (N, V) before, given the ids that each of them follows.
 
     Under a lossless rule what comes out is what the chooser says after exactly the text that precedes it, so greedy
     output equals plain greedy decoding and drawn output has the model's distribution. The recipe's cache methods see
@@ -64,12 +66,13 @@ def speculate(
         drawn_from = taught(grown(draft))
         if drawn_from is not None and "above" in drawn_from.card.needs:
             engine.watched = watched(drawn_from, session.model)
-        ids = torch.tensor([prompt], device=session.model.device)
+        ids = torch.tensor([prompt], device=session.device)
         shown = PROMPT if any("prompt" in m.card.needs for m in lineage(draft)) else SHOWN
         shown = min(shown, 1 + (len(prompt) - 1) % (chunk or len(prompt)))  # tokens of the last piece
         logits = session.read(ids, last=shown, chunk=chunk)
         logits = logits if logits.ndim == 3 else logits[:, None]
-        text = [*prompt, int(chooser(logits[0, -1:], row))]
+        newest = logits[0, -1:] if processed is None else processed(logits[0, -1:], [prompt])
+        text = [*prompt, int(chooser(newest, row))]
         context = ids.new_tensor(text)
         hidden = session.hidden()[0, -shown:]
         seen = Verified(
@@ -101,6 +104,8 @@ def speculate(
                 logits, beyond = logits.split((nodes + 1, len(blanks)))
             else:
                 logits = session.verify(tokens, levels, line)
+            if processed is not None:
+                logits = processed(logits, _texts(text, guess.tokens.tolist(), parents))
             hidden = session.hidden()[0, : nodes + 1]
             said = Said(
                 probabilities=partial(_row, chooser, logits),
@@ -132,6 +137,14 @@ def _behind(line: Tensor, count: int) -> Tensor:
     out = F.pad(line, (0, count, 0, count))
     out[-count:, : len(line)] = line[-1]
     out[-count:, len(line) :] = torch.ones(count, count, dtype=torch.bool, device=line.device).tril()
+    return out
+
+
+def _texts(text: list[int], tokens: list[int], parents: list[int]) -> list[list[int]]:
+    """The ids up to the newest token, then up to each node of a tree below it."""
+    out = [text]
+    for token, parent in zip(tokens, parents, strict=True):
+        out.append([*out[parent + 1], token])
     return out
 
 
