@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from tokenmill.models.architectures import context_of
 from tokenmill.run.machine import clock
-from tokenmill.run.session import Session, context_of
+from tokenmill.run.session import Session
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _measured: WeakKeyDictionary[Any, dict[tuple[int, int], dict[int, float]]] = WeakKeyDictionary()
@@ -22,7 +24,7 @@ def pass_cost(model: Any, widths: Sequence[int] = WIDTHS, context: int = 256, *,
 
     Fewer stand before it where the model's own context ends, and widths that do not fit it are left out.
     """
-    session, limit = Session(model), context_of(model)
+    session, limit = Session(model), context_of(model) or math.inf
     widths = [width for width in widths if width < limit] or [1]
     context = int(max(1, min(context, limit - max(widths))))
     vocabulary = model.get_input_embeddings().weight.shape[0]

@@ -24,7 +24,7 @@ from tokenmill.errors import InputError, ModelError, RecipeError
 from tokenmill.method import Method, Recipe
 from tokenmill.method import recipe as as_recipe
 from tokenmill.models.apply import Engine, engine_of
-from tokenmill.models.architectures import device_of
+from tokenmill.models.architectures import context_of, device_of
 from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import Pass
 from tokenmill.models.lanes import compact
@@ -65,12 +65,6 @@ def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
     if all(len(row) == longest for row in rows):
         return ids, None
     return ids, torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
-
-
-def context_of(model: Any) -> float:
-    """How many tokens the model has positions for; infinite where its configuration names no end."""
-    config = model.config.get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None) or math.inf
 
 
 class Session:
@@ -197,6 +191,14 @@ class Session:
         with torch.no_grad():
             assert isinstance(self._pass, Pass)
             self._pass.accept(nodes)
+
+    def positions_left(self) -> float:
+        """How many more tokens the model has positions for: those in the cache, where the recipe renumbers them."""
+        assert self.cache is not None
+        assert self.cache.seen is not None
+        limit = context_of(self.model)
+        shift = min((int(shift.min()) for shift in self.cache.shift), default=0)
+        return math.inf if limit is None else limit - int(self.cache.seen.max()) + shift
 
     def before_decision(self) -> float:
         """How many more tokens the cache may take in one pass, while the session is engaged.

@@ -21,7 +21,7 @@ from tokenmill.ops.trees import chain, depths, from_root
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
 from tokenmill.run.machine import clock
-from tokenmill.run.session import Session, context_of
+from tokenmill.run.session import Session
 from tokenmill.types import Draft, Growth, Guess, Said, Tree, Verified
 
 # Newest prompt tokens whose logits a drafter is shown. The head over 256 of them costs as much as a dozen tokens and
@@ -80,7 +80,6 @@ def speculate(
             hidden=hidden, before=F.pad(ids[0], (1, 0), value=-1)[-shown - 1 : -1],
             states={layer: states[0, -shown:] for layer, states in session.states().items()},
         )  # fmt: skip
-        limit = context_of(session.model)
         judging = [learned(rule, session.model)] if rule.card.trains else []
         drafters = [
             stack.enter_context(reading.engaged(m, session, prompt, tokenizer, assistant))
@@ -93,12 +92,13 @@ def speculate(
             stack.callback(propose.remember, memory)
         yield text[-1:]
         while True:
-            guess = propose(seen, min(limit - len(text), session.before_decision() - 1, left() - 1))
+            room = session.positions_left() - 1
+            guess = propose(seen, min(room, session.before_decision() - 1, left() - 1))
             read, parents = [text[-1], *guess.tokens.tolist()], guess.parents.tolist()
             tokens, nodes = context.new_tensor(read), len(parents)
             levels, line = from_root(parents, tokens.device)
             blanks, beyond = propose.blanks, None
-            if len(blanks) and limit - len(text) > nodes + len(blanks):
+            if len(blanks) and room > nodes + len(blanks):
                 behind = levels[-1] + 1 + torch.arange(len(blanks), device=levels.device)
                 logits = session.verify(tokens, torch.cat([levels, behind]), _behind(line, len(blanks)), blanks)
                 logits, beyond = logits.split((nodes + 1, len(blanks)))
