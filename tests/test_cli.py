@@ -295,12 +295,12 @@ def test_reproduce_passes_everything_on(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(module, "reproduce", lambda names, **kw: seen.update(kw, names=names))
     asked = ("--quick", "--resume", "--seeds", 5, "--model", "m", "--weights", "int4", "--device", "mps")
-    result = call("reproduce", "h2o", "--out", tmp_path, *asked)
+    result = call("reproduce", "h2o", "tova", "--out", tmp_path, *asked)
     assert result.exit_code == 0, result.output
     seen.pop("console")
     assert seen == {
-        "names": "h2o", "out": tmp_path, "quick": True, "seeds": 5, "model": "m", "weights": "int4", "device": "mps",
-        "resume": True,
+        "names": ["h2o", "tova"], "out": tmp_path, "quick": True, "seeds": 5, "model": "m", "weights": "int4",
+        "device": "mps", "resume": True,
     }  # fmt: skip
 
 

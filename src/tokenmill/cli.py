@@ -309,8 +309,8 @@ def compare(
 @app.command()
 def reproduce(
     names: Annotated[
-        str, typer.Argument(metavar="[NAME|VERB|all]", help="A method, a verb's methods, or all.")
-    ] = "all",
+        list[str] | None, typer.Argument(metavar="[NAME|VERB|all]...", help="Methods, verbs' methods, or all.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for one JSON a method.")] = REPRODUCTIONS,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, wider intervals.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
@@ -325,7 +325,7 @@ def reproduce(
     from tokenmill.claims import reproduce as rerun
 
     rerun(
-        names,
+        names or "all",
         out=out,
         model=model,
         weights=weights,

@@ -141,7 +141,8 @@ def test_a_changed_method_is_noticed(monkeypatch, tmp_path):
 
 def test_what_cannot_be_run_again_is_said():
     assert "tokenmill train judge" in source.needs_training("judge")
-    assert "tokenmill train placeholders" in source.needs_training("lud")
+    assert "tokenmill train s2d" in source.needs_training("h2o", ["chain(source=s2d, nodes=3)", "greedy"])
+    assert source.needs_training("placeholders") == ""  # the claim tunes its model
     assert source.needs_training("medusa") == ""  # shipped
     assert source.needs_training("r2r") == ""  # trained by the claim
     assert source.needs_training("h2o") == ""

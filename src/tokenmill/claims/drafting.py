@@ -69,29 +69,14 @@ def drafted(
     pair = "" if assistant is None else digest(assistant)
     recipes = {GREEDY: None} | {str(spec): as_recipe(spec) for spec in specs}
     asked = prompts or requests(lab)
-    depth = lab.model.config.get_text_config(decoder=True).num_hidden_layers
     for number, prompt in enumerate(asked, 1):
         lab.tick(f"prompt {number} of {len(asked)}")
-
-        def answers(number: int = number, prompt: list[int] = prompt) -> dict[str, list[Any]]:
-            found = {}
-            for name, recipe in recipes.items():
-                began = time.perf_counter()
-                got = generate(
-                    lab.model, None, [prompt], recipe, max_new_tokens=tokens, temperature=temperature, seed=number,
-                    memory=memories.get(name), assistant=None if recipe is None else assistant,
-                )[0]  # fmt: skip
-                seconds, new = time.perf_counter() - began, max(1, len(got.ids) - 1)
-                a_pass = (len(got.ids) - 1) / max(1, got.stats.forward_calls - 1)
-                a_node = got.stats.accepted / max(1, got.stats.drafted)
-                layers = (got.stats.token_layers - depth * len(prompt)) / new
-                found[name] = [seconds, got.ids, a_pass, a_node, layers]
-            return found
-
-        key = ("drafted", prompt, list(recipes), tokens, temperature, number, pair)
-        # What a drafter carries on is in no checkpoint: such requests are answered again.
-        found = answers() if carried else lab.unit(answers, *key)
-        for name, values in found.items():
+        for name, recipe in recipes.items():
+            with_what = {"assistant": None if recipe is None else assistant, "memory": memories.get(name)}
+            answer = partial(_drafted, lab, prompt, recipe, tokens, temperature, number, **with_what)
+            # What a drafter carries on is in no checkpoint: its requests are answered again.
+            key = ("drafted", name, prompt, tokens, temperature, number, pair)
+            values = answer() if name in carried else lab.unit(answer, *key)
             for column, value in zip(columns, values, strict=True):
                 column.setdefault(name, []).append(value)
             out.alike.setdefault(name, []).append(float(out.texts[name][-1] == out.texts[GREEDY][-1]))
@@ -101,6 +86,20 @@ def drafted(
         ratios = [a / b for a, b in zip(out.seconds[name], out.seconds[GREEDY], strict=True)]
         lab.note(name, f"seconds against plain decoding, in turns{told}", ratios)
     return out
+
+
+def _drafted(
+    lab: Lab, prompt: list[int], recipe: Recipe | None, tokens: int, temperature: float, seed: int, **with_what: Any
+) -> list[Any]:
+    """The columns of one request."""
+    depth, began = lab.model.config.get_text_config(decoder=True).num_hidden_layers, time.perf_counter()
+    got = generate(
+        lab.model, None, [prompt], recipe, max_new_tokens=tokens, temperature=temperature, seed=seed, **with_what
+    )[0]
+    seconds, new = time.perf_counter() - began, max(1, len(got.ids) - 1)
+    a_pass = (len(got.ids) - 1) / max(1, got.stats.forward_calls - 1)
+    a_node = got.stats.accepted / max(1, got.stats.drafted)
+    return [seconds, got.ids, a_pass, a_node, (got.stats.token_layers - depth * len(prompt)) / new]
 
 
 MEDUSA = "medusa(matrices=16384)"  # the paper's heads: each has an output matrix of its own

@@ -130,7 +130,7 @@ def run_claim(
             seeds=lab.seeds,
             code=Code(**code(name)),
         ),
-        rerun=needs_training(name),
+        rerun=needs_training(name, [spec for c in checks for spec in (c.method, c.rival)]),
     )
 
 
@@ -140,7 +140,8 @@ def current(record: Reproduction) -> Reproduction:
     missing = said.get("MISSING_CONDITION", "") or ("" if record.measured.checks else record.missing)
     update = {"claim": said["CLAIM"], "paper_figure": said["PAPER"], "beyond": said["BEYOND"], "missing": missing}
     record = record.model_copy(update=update)
-    return again(record, changed(record.method, record.code.digests), needs_training(record.method))
+    specs = [spec for check in record.measured.checks for spec in (check.method, check.rival)]
+    return again(record, changed(record.method, record.code.digests), needs_training(record.method, specs))
 
 
 def _complete(path: Path, name: str, settings: dict[str, Any]) -> Reproduction | None:

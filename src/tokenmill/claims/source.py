@@ -6,7 +6,7 @@ import ast
 import hashlib
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ PAPERS = HOUSE / "claims" / "papers"
 WEIGHTS = HOUSE / "weights"
 WORDS = ("CLAIM", "PAPER", "BEYOND", "MISSING_CONDITION")  # text of a claim's file that measures nothing
 NOTHING = ("kind", "type_comment", "ctx")  # fields of a syntax tree that say nothing that others do not
+TRAINERS = (("taught", "taught"), ("units", "tuned"))  # functions of `claims` that train what a claim needs
 JUDGES = ("lab", "verdict")  # modules of `claims` that no claim owns
 
 
@@ -47,14 +48,12 @@ def words(name: str) -> dict[str, str]:
     return {_targets(n)[0]: str(ast.literal_eval(n.value)) for n in said}
 
 
-def needs_training(name: str) -> str:
-    """What a second run needs that the package does not ship; "" if nothing."""
-    tree = ast.parse((PAPERS / f"{name}.py").read_text(encoding="utf-8"))
-    if "taught" in _imported(tree):
+def needs_training(name: str, specs: Iterable[str] = ()) -> str:
+    """What a second run of a claim that measured these specs needs and the package does not ship; "" if nothing."""
+    imported = _imported(ast.parse((PAPERS / f"{name}.py").read_text(encoding="utf-8")))
+    if any(function in imported.get(module, ()) for module, function in TRAINERS):
         return ""  # the claim trains a part itself where the user has none
-    specs = (n.value for s in tree.body if not _words(s) for n in ast.walk(s) if isinstance(n, ast.Constant))
-    named = {name, *(word for spec in specs if isinstance(spec, str) for word in re.findall(r"\w+", spec))}
-    known = catalog.entries()
+    named, known = {name, *(word for spec in specs for word in re.findall(r"\w+", spec))}, catalog.entries()
     lacking = [
         n for n in sorted(named & set(known))
         if known[n].card.get("trains") == "part" and not list(WEIGHTS.glob(f"{n}-*.safetensors"))
