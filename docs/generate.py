@@ -246,7 +246,7 @@ def _reason(record: Reproduction) -> str:
     if not record.stale and checks:
         parts.append(f"{sum(c.outcome == 'supported' for c in checks)} of {len(checks)} checks supported")
     few = [c.samples for c in checks if c.samples < FEWEST]
-    if few and not record.stale:
+    if few and record.verdict == "inconclusive":
         parts.append(f"{min(few)} independent samples, and an interval needs {FEWEST}: more --seeds")
     parts += [*dict.fromkeys(c.lacking for c in checks if c.lacking)]
     parts += record.measured.reasons if record.verdict not in ("supported", "stale") else []
@@ -266,7 +266,7 @@ def _claim(name: str) -> list[str]:
         cells = [
             check.what, f"`{check.method}`{values[0]}", f"`{check.rival}`{values[1]}", interval(found),
             claimed(found).removeprefix("claimed "), str(check.samples), _power(check),
-            (check.lacking or check.outcome) + beside,
+            "stale" if record.stale else (check.lacking or check.outcome) + beside,
         ]  # fmt: skip
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     parts = [f"Absent here: {record.missing}."] if record.missing else []

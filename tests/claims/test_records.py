@@ -13,6 +13,7 @@ from tokenmill import catalog
 from tokenmill.claims import source
 from tokenmill.claims.reproduce import current
 from tokenmill.claims.verdict import Reproduction, verdict_of, why_of
+from tokenmill.view.claim import lines
 
 ROOT = Path(__file__).parents[2]
 RECORDS = sorted((ROOT / "docs" / "reproductions").glob("*.json"))
@@ -155,3 +156,14 @@ def test_the_commit_is_gits():
         assert source.commit() == ""
     else:
         assert head.startswith(source.commit().removesuffix("-dirty"))
+
+
+def test_a_stale_record_keeps_the_words_it_was_measured_under():
+    record = read(ROOT / "docs" / "reproductions" / "h2o.json").model_copy(update={"claim": "as it was"})
+    assert current(record).claim != "as it was"
+    old = record.model_copy(update={"code": record.code.model_copy(update={"digests": {"methods/score/h2o.py": "0"}})})
+    found = current(old)
+    assert (found.verdict, found.claim) == ("stale", "as it was")
+    told = "\n".join(lines(found.model_dump()))
+    assert told.startswith("stale: as it was")
+    assert "supported" not in told

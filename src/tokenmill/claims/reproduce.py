@@ -135,13 +135,14 @@ def run_claim(
 
 
 def current(record: Reproduction) -> Reproduction:
-    """A stored record by today's rule and words; stale where the code that it was measured with has changed."""
-    said = words(record.method)
-    missing = said.get("MISSING_CONDITION", "") or ("" if record.measured.checks else record.missing)
-    update = {"claim": said["CLAIM"], "paper_figure": said["PAPER"], "beyond": said["BEYOND"], "missing": missing}
-    record = record.model_copy(update=update)
+    """A stored record by today's rule and words; stale, in its own words, where its code has changed."""
+    stale, said = changed(record.method, record.code.digests), words(record.method)
+    if not stale:
+        missing = said.get("MISSING_CONDITION", "") or ("" if record.measured.checks else record.missing)
+        update = {"claim": said["CLAIM"], "paper_figure": said["PAPER"], "beyond": said["BEYOND"], "missing": missing}
+        record = record.model_copy(update=update)
     specs = [spec for check in record.measured.checks for spec in (check.method, check.rival)]
-    return again(record, changed(record.method, record.code.digests), needs_training(record.method, specs))
+    return again(record, stale, needs_training(record.method, specs))
 
 
 def _complete(path: Path, name: str, settings: dict[str, Any]) -> Reproduction | None:

@@ -59,7 +59,8 @@ def lines(record: dict[str, Any], width: int = 100) -> list[str]:
             out += _wrapped(f"{head}: {record[key]}", width)
     for check in record["measured"]["checks"]:
         beside = "" if check["decides"] else " (beyond the paper, does not decide)"
-        out += ["", *_wrapped(f"{check['outcome']}{beside}: {check['what']}", width)]
+        outcome = "with earlier code" if record["stale"] else check["outcome"]
+        out += ["", *_wrapped(f"{outcome}{beside}: {check['what']}", width)]
         told = f"{pair(check)}, {claimed(check)}; {precision(check)}" if not check["lacking"] else check["lacking"]
         out += _wrapped(told, width, INDENT)
     if record["measured"]["reasons"]:
