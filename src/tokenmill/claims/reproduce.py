@@ -266,11 +266,11 @@ def _with_claims(names: list[str]) -> tuple[list[str], list[str]]:
 
 def _writable(folder: Path) -> None:
     """Found out before anything is measured."""
-    probe = folder / f".{os.getpid()}.probe"
+    probe = folder / ".probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"cannot write into {folder}: {error.strerror}; choose another --out") from None
 
