@@ -85,6 +85,7 @@ def compare(
         "seed": seed,
         "quick": quick,
         "input": _sha(json.dumps(source)) if source else None,
+        "corpus": tasks.SHA256["english.txt"],
         "plan": _sha(json.dumps(asdict(plan))),
         "versions": _versions(),
     }
@@ -159,6 +160,7 @@ def _measure(
         **_environment(network, track, model, seed, quick),
         "weights": weights,
         "settings": settings,
+        "corpus": tasks.SHA256,
         "tasks": [asdict(task) for task in plan.tasks],
         "speed": asdict(plan.speed),
         "quality": figures.QUALITY,
@@ -218,7 +220,7 @@ def _compare_decode(
         measured = cells[decode.COST, 0, decode.FULL][0]
         environment = {
             **_environment(network, "decode", model, seed, quick), "weights": weights, "settings": settings,
-            "new_tokens": new, "pass_cost": measured, "notes": [], "left_out": refused,
+            "corpus": tasks.SHA256 if input is None else {}, "new_tokens": new, "pass_cost": measured, "notes": [], "left_out": refused,
         }  # fmt: skip
         made = decode.best_first([decode.row_of(row, cells, given, seed) for row in kept])
         results = decode.DecodeResults(schema=1, track="decode", model=model, environment=environment, rows=made)

@@ -431,7 +431,7 @@ def depth_html(results: Results) -> str:
 
 SHOWN = (
     "machine", "cores", "threads", "system", "device", "dtype", "weights", "parameters", "versions", "seed", "quick",
-    "date",
+    "date", "corpus",
 )  # fmt: skip
 
 

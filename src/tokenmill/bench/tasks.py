@@ -8,6 +8,7 @@ Scoring the given answer in one pass is exact: all its tokens are right if and o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -158,23 +159,32 @@ def depth_plan(quick: bool = False, own_text: bool = False) -> Plan:
 # ---- text --------------------------------------------------------------------------------------------------------
 
 
+# The default text ships with the package, so that figures do not depend on the Python that measures; see its LICENSE.txt.
+CORPUS = Path(__file__).parent / "corpus"
+SHA256 = {
+    "english.txt": "10006498a1b86120b5315b30f04f924aace1a6a64aef18f233a6ec35cb09e6d6",
+    "functions.json": "5a09ce98adabde3c42e825b5ce51b27e02f0b2afb9ca4024cf1d80533ad0f500",
+}
+
+
+def corpus(name: str) -> str:
+    """A file of the shipped corpus; raises InputError if it is not, byte for byte, the one this version measures on."""
+    try:
+        raw = (CORPUS / name).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {CORPUS / name}: {error.strerror}; install Tokenmill again") from None
+    if (found := hashlib.sha256(raw).hexdigest()) != SHA256[name]:
+        raise InputError(
+            f"{CORPUS / name} is not the text this version measures on (its SHA-256 begins with {found[:12]}, "
+            f"not {SHA256[name][:12]}); install Tokenmill again"
+        )
+    return raw.decode("utf-8")
+
+
 @cache
 def paragraphs() -> tuple[str, ...]:
-    """Real English: the prose of Python's own reference, without its code, headings and marks, in a fixed order."""
-    from pydoc_data.topics import topics
-
-    found: dict[str, None] = {}  # a dict keeps order and drops the paragraphs that topics share
-    for _, text in sorted(topics.items()):
-        for block in re.split(r"\n\s*\n", text):
-            lines = [line.strip() for line in block.splitlines()]
-            indented = all(line.startswith("     ") for line in block.splitlines() if line.strip())
-            prose = " ".join(line for line in lines if line and not re.fullmatch(r"\W+", line))
-            prose = re.sub(r"\s+", " ", prose.replace('"', "").replace("*", "")).strip()
-            letters = sum(c.isalpha() or c == " " for c in prose)
-            code = indented or "::=" in prose or ">>>" in prose or "def " in prose
-            if not code and len(prose) > 120 and letters > 0.9 * len(prose) and prose[-1] in ".!?:":
-                found[prose] = None
-    return tuple(found)
+    """Real English: paragraphs of the prose of Python's reference, in a fixed order."""
+    return tuple(corpus("english.txt").rstrip("\n").split("\n"))
 
 
 def sentences(seed: str) -> Iterator[str]:
