@@ -114,6 +114,24 @@ def cluster_interval(
     return found.model_copy(update={"method": f"{found.method} over clusters"})
 
 
+def sum_interval(parts: Sequence[Interval], confidence: float = CONFIDENCE) -> Interval:
+    """The sum of independent means, each over its own samples (Welch and Satterthwaite).
+
+    It has no bounds if a part has none.
+    """
+    mean, n = math.fsum(part.mean for part in parts), sum(part.n for part in parts)
+    errors = [(part.error(confidence), part.n) for part in parts]
+    if any(error is None for error, _ in errors):
+        return Interval(mean=mean, low=None, high=None, n=n, method="none")
+    squares = [(error**2, size - 1) for error, size in errors if error]
+    if not squares:
+        return Interval(mean=mean, low=mean, high=mean, n=n, method="constant")
+    variance = math.fsum(square for square, _ in squares)
+    freedom = variance**2 / math.fsum(square**2 / df for square, df in squares)
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance)
+    return Interval(mean=mean, low=mean - half, high=mean + half, n=n, method="Welch")
+
+
 def power(effect: float, error: float, n: int, confidence: float = CONFIDENCE) -> float:
     """The chance that a t interval of `n` samples lies wholly beyond zero on the side of a true mean of `effect`.
 

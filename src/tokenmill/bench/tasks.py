@@ -55,17 +55,22 @@ class Task:
     measure: str = "exact"  # exact, share, nll, kl: what a sample's figure is
     own_text: bool = False
 
+    def source(self, index: int) -> str:
+        """The text that a sample is made of: samples of one source are no two independent samples."""
+        return f"own/{index}" if self.own_text else f"{self.kind}/{self.needles}/{self.length}/{index}"
+
 
 @dataclass(frozen=True)
 class Speed:
-    """Where speed is measured, always against the untouched model, in the order A B A B."""
+    """Where speed is measured, always against the untouched model, in pairs of turns."""
 
     decode_batch: int
     decode_context: int
     decode_steps: int  # a turn; each side has `turns`
     prefill_batch: int
     prefill_context: int
-    turns: int = 2
+    turns: int = 8
+    prefill_turns: int = 8
 
 
 @dataclass(frozen=True)
@@ -120,10 +125,10 @@ def plan(quick: bool = False, own_text: bool = False) -> Plan:
         return Plan(
             tasks=(
                 *_needles({(384, 1): 1, (384, 3): 1}),
-                Task("recall", "recall", "recall", 1, 384, measure="share", items=6),
+                Task("recall", "recall", "recall", 2, 384, measure="share", items=6),
                 *_text(256, continuation=(2, 16), drift=(2, 12), own=own_text),
             ),
-            speed=Speed(1, decode_context=512, decode_steps=3, prefill_batch=1, prefill_context=128, turns=1),
+            speed=Speed(1, decode_context=512, decode_steps=1, prefill_batch=1, prefill_context=128, prefill_turns=3),
             budgets=(0.25,),
         )
     return Plan(
@@ -132,7 +137,7 @@ def plan(quick: bool = False, own_text: bool = False) -> Plan:
             Task("recall", "recall", "recall", 4, 512, measure="share"),
             *_text(1024, continuation=(3, 128), drift=(3, 64), own=own_text),
         ),
-        speed=Speed(decode_batch=8, decode_context=2048, decode_steps=4, prefill_batch=1, prefill_context=512),
+        speed=Speed(decode_batch=8, decode_context=2048, decode_steps=2, prefill_batch=1, prefill_context=256),
         budgets=(0.5, 0.25, 0.1),
     )
 
@@ -148,8 +153,8 @@ def depth_plan(quick: bool = False, own_text: bool = False) -> Plan:
     return Plan(
         tasks=tuple(replace(task, block=1) for task in tasks),
         speed=Speed(
-            1, decode_context=256, decode_steps=16 if quick else 48, prefill_batch=1, prefill_context=256,
-            turns=1 if quick else 3,
+            1, decode_context=256, decode_steps=2 if quick else 16, prefill_batch=1, prefill_context=256,
+            prefill_turns=2,
         ),
         budgets=(0.9, 0.75) if quick else (0.95, 0.9, 0.75),
         picture_tokens=0,
@@ -159,7 +164,7 @@ def depth_plan(quick: bool = False, own_text: bool = False) -> Plan:
 # ---- text --------------------------------------------------------------------------------------------------------
 
 
-# The default text ships with the package, so that figures do not depend on the Python that measures; see its LICENSE.txt.
+# The default text ships with the package, so that figures do not depend on the Python that measures (see LICENSE.txt).
 CORPUS = Path(__file__).parent / "corpus"
 SHA256 = {
     "english.txt": "10006498a1b86120b5315b30f04f924aace1a6a64aef18f233a6ec35cb09e6d6",
@@ -293,7 +298,7 @@ class Reader:
 
 def build(task: Task, index: int, seed: int, reader: Reader, own: Sequence[list[int]] = ()) -> Sample:
     """The sample: the same for the same task, index, seed and tokenizer, wherever and whenever it is built."""
-    key = f"{seed}/{task.kind}/{task.needles}/{task.length}/{index}"
+    key = f"{seed}/{task.source(index)}"
     if task.kind == "needle":
         return _needle(task, index, key, reader)
     if task.kind == "recall":
