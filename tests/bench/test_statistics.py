@@ -14,6 +14,7 @@ from tokenmill.bench.statistics import (
     power,
     ratio_interval,
     smallest_effect,
+    sum_interval,
 )
 
 TRIALS = 2000
@@ -155,6 +156,21 @@ def test_clusters_are_the_samples():
     assert found.n == 6
     assert hits / TRIALS == pytest.approx(0.95, abs=slack(0.95))
     assert plain / TRIALS < 0.6
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 9), (6, 6), (30, 4)])
+def test_a_sum_of_means_over_different_samples_is_covered(sizes):
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(TRIALS):
+        parts = [mean_interval(spread * rng.normal(size=n)) for spread, n in zip((1, 2, 0.5), sizes, strict=False)]
+        hits += covers(sum_interval(parts), 0)
+    assert sum_interval(parts).n == sum(sizes)
+    assert hits / TRIALS > 0.95 - slack(0.95) - 0.01  # Satterthwaite's degrees of freedom are an approximation
+    assert sum_interval([mean_interval([1.0]), mean_interval([1.0, 2.0])]).low is None
+    assert sum_interval([mean_interval([3.0, 3.0]), mean_interval([2.0, 2.0])]).low == 5
+    alone = mean_interval([1.0, 2.0, 4.0])
+    assert (sum_interval([alone]).low, sum_interval([alone]).high) == pytest.approx((alone.low, alone.high))
 
 
 @pytest.mark.parametrize("n", [4, 12])

@@ -171,7 +171,7 @@ def _measure(
     plan: tasks.Plan, seed: int, quick: bool, source: list[str] | None, input: str | Path | None, prompt: str | None,
     settings: dict[str, Any], wide: bool,
 ) -> Path:  # fmt: skip
-    with console.status(f"loading {model}"):
+    with console.status(Text(f"loading {model}")):
         network, tokenizer = _load(model, weights, device)
     context = _context(network)
     plan = plan.scaled(context)
@@ -245,7 +245,7 @@ def _compare_decode(
     }  # fmt: skip
     again = _command("decode", model, weights, device, methods, None, input, folder, seed, quick, None)
     with Store(folder, settings, resume=resume) as store, _resumable(console, store, again):
-        with console.status(f"loading {model}"):
+        with console.status(Text(f"loading {model}")):
             network, tokenizer = _load(model, weights, device)
         _same_weights(store, network, model)
         context = _context(network)
@@ -311,7 +311,7 @@ class _Left(ProgressColumn):
 def _run(work: Work, console: Console) -> None:
     total, left = work.total(), work.left()
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(), _Left(), console=console, transient=True,
     ) as progress:  # fmt: skip
         bar = progress.add_task("starting", total=total, before=total - left)

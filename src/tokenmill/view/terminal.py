@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rich.cells import cell_len
 from rich.table import Table
@@ -44,11 +44,15 @@ GAP = 3  # what a column takes beside its text: a space on both sides and a line
 NAME = 24  # a name column narrower than this folds most names
 
 
-def fitted(names: Column, columns: Sequence[Column], width: int | None, **options: Any) -> tuple[Table, int]:
+def fitted(
+    names: Column, columns: Sequence[Column], width: int | None, *, title: str, caption: str = "",
+    sections: Sequence[int] = (), bold: Sequence[int] = (),
+) -> tuple[Table, int]:  # fmt: skip
     """A table whose first column is `names`, never cut (folded where it must be), and its width.
 
     The other columns come in order of their importance: one that does not fit into `width` is shown by its short cells
-    or left out, and the caption names it. None: everything is shown, however wide.
+    or left out, and the caption names it. None: everything is shown, however wide. `sections` are rows with a line
+    below them. Nothing is read as markup.
     """
     longest = names.width()
     room = None if width is None else width - 1 - GAP - min(longest, max(NAME, width // 4))
@@ -64,11 +68,9 @@ def fitted(names: Column, columns: Sequence[Column], width: int | None, **option
     name = longest if width is None else min(longest, max(1, width - taken - GAP))
     total = taken + name + GAP
     left_out = [c.name for c in columns if all(c is not s for s, _, _ in shown)]
-    caption = options.pop("caption", "")
     if left_out:
         caption += f"{'; ' if caption else ''}--wide and the report also show: {'; '.join(left_out)}"
-    sections, bold = options.pop("sections", ()), options.pop("bold", ())
-    table = Table(**options, caption=Text(caption), width=total)
+    table = Table(title=Text(title), caption=Text(caption), width=total)
     table.add_column(Text(names.title), width=name, overflow="fold")
     for column, _, wide in shown:
         table.add_column(Text(column.title), justify=column.justify, width=wide, no_wrap=True)
