@@ -205,7 +205,7 @@ def test_nothing_is_marked_or_named_within_the_noise():
     assert (found.spec, found.rivals, found.decided) == ("best", ["worse", "tiny"], False)
     assert {r.spec for r in rows if r.metrics.within_noise} == {"best", "worse", "tiny"}
     assert found.text() == (
-        f"No winner ({figures.WINNER}): best has the best mean, but is not distinguishable from worse, tiny "
+        f"Winner ({figures.WINNER}): none; best has the best mean, but is not distinguishable from worse, tiny "
         "(n = 12 texts)"
     )
 

@@ -547,16 +547,17 @@ def recipe_lines(
     """recipe.toml, as `tokenmill run --recipe-file` reads it; it claims no more than the winner line does."""
     text = lambda value: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     lines = [
-        f"# {choice.text(most=20)}.",
-        *([] if choice.decided else ["# The recipe below has the best mean, no more: the others may be as good."]),
+        *([] if choice.decided else ["# The recipe has the best mean, no more: others may be as good."]),
+        f"# Chosen by computation: {choice.text(most=20)}.",
         '# Use it: tokenmill run --recipe-file recipe.toml "..."',
         f"recipe = {text(choice.spec)}",
         f"model = {text(model)}",
-        f"distinguishable = {text(choice.decided)}  # from every other row that qualifies",
-        f"not_distinguishable_from = {text(choice.rivals)}",
+        f"weights = {text(environment['weights'])}",
         "",
         f"[measured]  # relative to {scale}",
         f"n = {choice.n}  # {choice.unit}",
+        f"distinguishable = {text(choice.decided)}  # from every other row that qualifies",
+        f"not_distinguishable_from = {text(choice.rivals)}",
         *(
             f"{key} = {value:.6g}" if value % 1 else f"{key} = {value:.1f}"
             for key, value in measured.items()

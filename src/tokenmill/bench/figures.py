@@ -126,13 +126,13 @@ class Choice(Strict):
             return f"Winner ({self.why}): {self.spec} (n = {self.n} {self.unit})"
         if not self.bounds:
             return (
-                f"No winner ({self.why}): {self.spec} has the best mean, but rows are not distinguishable: "
+                f"Winner ({self.why}): none; {self.spec} has the best mean, but rows are not distinguishable: "
                 f"n = {self.n} {self.unit}, too few to tell them apart"
             )
         names = ", ".join(self.rivals[:most])
         more = f" and {len(self.rivals) - most} more" if len(self.rivals) > most else ""
         return (
-            f"No winner ({self.why}): {self.spec} has the best mean, but is not distinguishable from {names}{more} "
+            f"Winner ({self.why}): none; {self.spec} has the best mean, but is not distinguishable from {names}{more} "
             f"(n = {self.n} {self.unit})"
         )
 
