@@ -220,6 +220,15 @@ def test_few_texts_name_nobody_however_small_their_spread():
     assert "n = 7 texts, too few" in found.text()
 
 
+def test_a_family_with_one_text_names_nobody():
+    plan = [task("c", "continuation", "nll"), task("d", "drift", "kl", kind="drift")]
+    full = {"c": [1.0] * 9, "d": [0.0]}
+    qualities = {name: figures.quality(plan, {"c": [x] * 9, "d": [0.2]}, full) for name, x in (("a", 1.1), ("b", 3.0))}
+    found = figures.winner([row("a", 0.9, 0.5), row("b", 0.2, 0.5)], qualities)
+    assert not found.decided
+    assert "n = 10 texts, and one alone in its family gives no interval" in found.text()
+
+
 def test_rows_of_one_size_or_one_speed_are_rivals():
     a, b = row("a", 0.9, 0.500, 1.00), row("b", 0.8, 0.495, 1.01)  # b is smaller and faster by nothing that counts
     figures.mark([a, b], {"a": exactly(0.9), "b": exactly(0.8)})

@@ -127,7 +127,8 @@ class Choice(Strict):
         if not self.bounds:
             return (
                 f"Winner ({self.why}): none; {self.spec} has the best mean, but rows are not distinguishable: "
-                f"n = {self.n} {self.unit}, too few to tell them apart"
+                f"n = {self.n} {self.unit}, "
+                + ("too few to tell them apart" if self.n < FEWEST else "and one alone in its family gives no interval")
             )
         names = ", ".join(self.rivals[:most])
         more = f" and {len(self.rivals) - most} more" if len(self.rivals) > most else ""
