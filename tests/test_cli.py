@@ -168,6 +168,9 @@ def test_show_prints_the_last_claim_readably(tmp_path, monkeypatch):
         (("compare", "cache", "--budgets", "0.5,2"), "shares in (0, 1]"),
         (("compare", "cache", "--budgets", "half"), "shares in (0, 1]"),
         (("compare", "cache", "--input", "nowhere.txt"), "cannot read nowhere.txt"),
+        (("compare", "cache", "--methods", "token_recycling"), "it takes adaptive, expected_attention, "),
+        (("compare", "decode", "--budgets", "0.5"), "--budgets has no effect"),
+        (("compare", "depth", "--prompt", "hi"), "--prompt has no effect"),
         (("reproduce", "h20"), "did you mean h2o?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -263,6 +266,7 @@ def test_compare_passes_everything_on(monkeypatch, tmp_path):
         "--methods", "snapkv(window=16), tova",
         "--budgets", "0.5,0.1",
         "--input", tmp_path / "my.txt", "--out", tmp_path, "--resume", "--seed", 7, "--quick", "--prompt", "hello",
+        "--wide",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     seen.pop("console")
@@ -279,6 +283,7 @@ def test_compare_passes_everything_on(monkeypatch, tmp_path):
         "seed": 7,
         "quick": True,
         "prompt": "hello",
+        "wide": True,
     }
 
 

@@ -276,7 +276,10 @@ def compare(
     ] = False,
     seed: Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer, shorter samples: about three minutes.")] = False,
-    prompt: Annotated[str | None, typer.Option(help="Text on which the report draws what each method kept.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text on which the report of cache draws what each method kept.")
+    ] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="Every column of the table, also beyond the terminal.")] = False,
 ) -> None:
     """Measure methods side by side: a table here, results.json, report.html and recipe.toml in the folder."""
     if track not in TRACKS:
@@ -302,6 +305,7 @@ def compare(
         seed=seed,
         quick=quick,
         prompt=prompt,
+        wide=wide,
         console=_console(),
     )
 
