@@ -3,21 +3,27 @@
     python docs/generate.py            # write
     python docs/generate.py --check    # exit 1 and say what is out of date
 
-Everything comes from the catalogue, which reads sources without importing them.
+The tables of methods come from the catalogue, which reads sources without importing them. Verdicts are computed from
+the figures in docs/reproductions, and a record that was measured with other code than today's is marked stale.
 """
 
 from __future__ import annotations
 
 import ast
-import json
+import math
 import re
 import sys
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from tokenmill import catalog
+from tokenmill.bench.statistics import FEWEST
 from tokenmill.catalog import Entry
+from tokenmill.claims.reproduce import current
+from tokenmill.claims.verdict import RULE, Check, Reproduction, Verdict
 from tokenmill.method import KNOBS, SPENDING
+from tokenmill.view.claim import claimed, interval, pair
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "src" / "tokenmill"
@@ -48,14 +54,26 @@ AROUND = {
 
 SETTING = """\
 Each was run by `tokenmill reproduce NAME`, three seeds where chance has a part, on the default model or on a small
-one trained from scratch, on two CPU cores. These are smaller than any paper's: a claim that fails here may hold where
-it was made. Nobody writes a verdict by hand: {rule}. A method's page has all checks, and what was not asked here;
-behind a verdict here stands the first check that failed."""
+one trained from scratch, on two CPU cores. These are smaller than any paper's. Nobody writes a verdict by hand.
+
+- Rule: {rule}.
+- **supported**: every check that the paper makes lies on the claimed side.
+- **contradicted**: at least one lies wholly on the other side.
+- **inconclusive**: neither; there is too little data here.
+- **not testable here**: an essential condition of the paper (size, training, domain) is absent; the table says which.
+- **stale**: the method or its claim has changed since the measurement; the figures are those of earlier code, and there
+  is no verdict until `tokenmill reproduce NAME` has run again.
+
+The figures of a row are those of the check that decides it: the first that is contradicted or inconclusive, else the
+one nearest to its margin. *Power* is the smallest distance beyond the margin that so many samples find with 80 % power.
+A method's page has all checks. Records of earlier versions hold a bootstrap's percentiles in place of their samples:
+the intervals are Student's with the spread that these percentiles stand for."""
 
 
 def main(check: bool = False) -> int:
     """Number of files that were (or, with `check`, are) out of date."""
-    wanted = {ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf-8"))}
+    wanted = {file: record.model_dump_json(indent=1) + "\n" for file, record in records().items()}
+    wanted[ROOT / "README.md"] = readme((ROOT / "README.md").read_text(encoding="utf-8"))
     wanted[ROOT / "docs" / "claims.md"] = claims()
     pages = ROOT / "docs" / "methods"
     wanted |= {pages / f"{entry.name}.md": page(entry) for entry in catalog.entries().values()}
@@ -153,63 +171,115 @@ def page(entry: Entry) -> str:
     return "\n\n".join(parts + _claim(entry.name)) + "\n"
 
 
-def _told(name: str) -> dict[str, Any] | None:
-    """What `reproduce` found of a method's claim, if it was run for these pages."""
-    file = ROOT / "docs" / "reproductions" / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+@cache
+def records() -> dict[Path, Reproduction]:
+    """What `reproduce` found of each claim that was run for these pages, by today's rule and code."""
+    files = sorted((ROOT / "docs" / "reproductions").glob("*.json"))
+    return {f: current(Reproduction.model_validate_json(f.read_text(encoding="utf-8"))) for f in files}
 
 
-def _all_told() -> dict[str, dict[str, Any]]:
-    """What was found of every method's claim that was run."""
-    return {name: told for name in catalog.entries() if (told := _told(name))}
+def _by_name() -> dict[str, Reproduction]:
+    found = {record.method: record for record in records().values()}
+    return {name: found[name] for name in catalog.entries() if name in found}
 
 
 def _tally() -> str:
-    """How many claims hold."""
-    verdicts = [told["verdict"] for told in _all_told().values()]
-    return f"{verdicts.count('holds')} of the {len(verdicts)} claims that were run again here hold"
+    """How the claims fared."""
+    verdicts = [record.verdict for record in _by_name().values()]
+    counts = [f"{verdicts.count(v)} {v}" for v in get_args(Verdict) if v in verdicts]
+    return f"Of {len(verdicts)} published claims that were run again here: {', '.join(counts)}"
 
 
 def claims() -> str:
-    """Every claim that was run again, by verb, with what failed first."""
-    found = _all_told()
-    (rule,) = {told["measured"]["rule"] for told in found.values()}
+    """Every claim that was run again, by verb, with the check that decides it."""
+    found = _by_name()
     made = [
         "<!-- generated by docs/generate.py from docs/reproductions -->",
         "# Which published claims hold here",
-        SETTING.format(rule=rule),
+        SETTING.format(rule=RULE),
         f"{_tally()}.",
     ]
+    head = "| method | claim | paper's figure | measured | n | power | verdict | why |\n" + "| --- " * 8 + "|"
     for verb in catalog.VERBS:
-        rows = [_verdict(name, found[name]) for name in catalog.methods(verb) if name in found]
+        rows = [_row(found[name]) for name in catalog.methods(verb) if name in found]
         if rows:
-            made.append("\n".join([f"## {verb}\n\n| method | claim | here |\n| --- | --- | --- |", *rows]))
+            made.append("\n".join([f"## {verb}\n\n{head}", *rows]))
     return "\n\n".join(made) + "\n"
 
 
-def _verdict(name: str, told: dict[str, Any]) -> str:
-    checks = told["measured"]["checks"]
-    failed = [check for check in checks if check["outcome"] != "holds"]
-    said = f"**{told['verdict']}**, {len(checks) - len(failed)} of {len(checks)}"
-    if failed:
-        first = failed[0]
-        said += f"; {first['what']}: {first['method']} {_short(first['value'])}, {first['rival']} "
-        said += _short(first["rival_value"])
-    return f"| [{name}](methods/{name}.md) | {told['claim']} | {said} |".replace("\n", " ")
+def _row(record: Reproduction) -> str:
+    decisive = _decisive(record)
+    measured = n = power = ""
+    if decisive is not None:
+        found = decisive.model_dump()
+        measured = f"{decisive.what}: {pair(found)}, {claimed(found)}"
+        n, power = str(decisive.samples), _power(decisive)
+    name = f"[{record.method}](methods/{record.method}.md)"
+    cells = [name, record.claim, record.paper_figure, measured, n, power, f"**{record.verdict}**", _reason(record)]
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
-def _short(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3g}"
+def _decisive(record: Reproduction) -> Check | None:
+    """See SETTING."""
+    checks = [c for c in record.measured.checks if c.decides and c.difference is not None]
+    for outcome in ("contradicted", "inconclusive"):
+        if found := next((c for c in checks if c.outcome == outcome), None):
+            return found
+
+    def distance(check: Check) -> float:
+        error = check.difference.error() if check.difference else None
+        return abs(check.difference.mean - check.bound) / error if check.difference and error else math.inf
+
+    return min((c for c in checks if not c.identity), key=distance, default=next(iter(checks), None))
+
+
+def _power(check: Check) -> str:
+    if check.detectable is None:
+        return ""
+    return f"{check.detectable:.0%} unequal" if check.identity else f"{check.detectable:.2g}"
+
+
+def _reason(record: Reproduction) -> str:
+    """Why, without the figures that the row has already."""
+    checks = [c for c in record.measured.checks if c.decides]
+    parts = [record.stale, record.missing] if record.stale or record.missing else []
+    if not record.stale and checks:
+        parts.append(f"{sum(c.outcome == 'supported' for c in checks)} of {len(checks)} checks supported")
+    few = [c.samples for c in checks if c.samples < FEWEST]
+    if few and record.verdict == "inconclusive":
+        parts.append(f"{min(few)} independent samples, and an interval needs {FEWEST}: more --seeds")
+    parts += [*dict.fromkeys(c.lacking for c in checks if c.lacking)]
+    parts += record.measured.reasons if record.verdict not in ("supported", "stale") else []
+    return "; ".join(filter(None, [*parts, record.rerun]))
 
 
 def _claim(name: str) -> list[str]:
-    told = _told(name)
-    if told is None:
+    record = _by_name().get(name)
+    if record is None:
         return []
-    why = f" {told['why']}" if told.get("why") else ""
+    head = "| check | method | rival | difference, 95 % | claimed | n | power | outcome |\n" + "| --- " * 8 + "|"
+    rows = []
+    for check in record.measured.checks:
+        found = check.model_dump()
+        values = ["" if v is None else f" {v:.4g}" for v in (check.value, check.rival_value)]
+        beside = "" if check.decides else "; beyond the paper, does not decide"
+        cells = [
+            check.what, f"`{check.method}`{values[0]}", f"`{check.rival}`{values[1]}", interval(found),
+            claimed(found).removeprefix("claimed "), str(check.samples), _power(check),
+            "stale" if record.stale else (check.lacking or check.outcome) + beside,
+        ]  # fmt: skip
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    parts = [f"Absent here: {record.missing}."] if record.missing else []
+    parts += [f"Stale: {record.stale}."] if record.stale else []
+    parts += [f"Found in the numbers: {'; '.join(record.measured.reasons)}."] if record.measured.reasons else []
+    parts += [f"Left out: {record.beyond}."] if record.beyond else []
+    parts += [f"To run it again: {record.rerun}."] if record.rerun else []
     return [
-        f"## The claim, run again here: {told['verdict']}",
-        f"{told['claim']}{why} ([figures](../reproductions/{name}.json))",
+        f"## The claim, run again here: {record.verdict}",
+        f"{record.claim} The paper: {record.paper_figure}. ([figures](../reproductions/{name}.json), "
+        f"[how a verdict is reached](../claims.md))",
+        *(["\n".join([head, *rows])] if rows else []),
+        *parts,
     ]
 
 

@@ -115,14 +115,27 @@ def test_show_has_it_all(tmp_path):
     assert "budget = None" in shown  # every score takes one
 
 
-def test_show_tells_the_last_reproduction(tmp_path):
-    told = {"verdict": "fails", "claim": "better than chance", "measured": {"recall": 0.25}, "why": "it is not"}
-    (tmp_path / "snapkv.json").write_text(json.dumps(told))
+def test_show_prints_the_last_claim_readably(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    from tokenmill.claims.verdict import Code, Measured, Reproduction, again, check
+
+    worse = check("nats a token", ("snapkv", [2.0 + n / 50 for n in range(9)]), ("full", [1.0] * 9), "lower")
+    record = Reproduction(
+        method="snapkv", title="t", claim="better than chance", paper_figure="twice as good", baseline={},
+        measured=Measured(rule="", checks=[worse], figures={}), verdict="inconclusive", why="", seeds=[0, 1],
+        environment={"name": "m", "weights": "int8", "device": "cpu", "threads": 2, "date": "2026-01-01"},
+        code=Code(version="0.1.0", commit="abc", digests={}),
+    )  # fmt: skip
+    (tmp_path / "snapkv.json").write_text(again(record).model_dump_json())
     shown = call("show", "snapkv", "--out", tmp_path).stdout
-    assert "fails: better than chance" in shown
-    assert "it is not" in shown
-    (tmp_path / "snapkv.json").write_text("{")
-    assert "cannot be read; run again" in call("show", "snapkv", "--out", tmp_path).stdout
+    told = shown[shown.index("Reproduction") :]
+    for part in ("contradicted: better than chance", "twice as good", "+1.08 [+1.04, +1.12]", "n = 9, t", "commit abc"):
+        assert part in " ".join(told.split())
+    assert "{" not in told
+    assert max(map(len, told.splitlines()[:-1])) <= 80
+    for broken in ("{", "[]", '{"verdict": "fails", "claim": "c", "measured": {}}'):
+        (tmp_path / "snapkv.json").write_text(broken)
+        assert "cannot be read; run again" in call("show", "snapkv", "--out", tmp_path).stdout
 
 
 # ---- mistakes ----
@@ -158,6 +171,9 @@ def test_show_tells_the_last_reproduction(tmp_path):
         (("compare", "cache", "--budgets", "0.5,2"), "shares in (0, 1]"),
         (("compare", "cache", "--budgets", "half"), "shares in (0, 1]"),
         (("compare", "cache", "--input", "nowhere.txt"), "cannot read nowhere.txt"),
+        (("compare", "cache", "--methods", "token_recycling"), "it takes adaptive, expected_attention, "),
+        (("compare", "decode", "--budgets", "0.5"), "--budgets has no effect"),
+        (("compare", "depth", "--prompt", "hi"), "--prompt has no effect"),
         (("reproduce", "h20"), "did you mean h2o?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -256,6 +272,7 @@ def test_compare_passes_everything_on(monkeypatch, tmp_path):
         "--methods", "snapkv(window=16), tova",
         "--budgets", "0.5,0.1",
         "--input", tmp_path / "my.txt", "--out", tmp_path, "--resume", "--seed", 7, "--quick", "--prompt", "hello",
+        "--wide",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     seen.pop("console")
@@ -272,6 +289,7 @@ def test_compare_passes_everything_on(monkeypatch, tmp_path):
         "seed": 7,
         "quick": True,
         "prompt": "hello",
+        "wide": True,
     }
 
 
@@ -287,12 +305,13 @@ def test_reproduce_passes_everything_on(monkeypatch, tmp_path):
 
     seen = {}
     monkeypatch.setattr(module, "reproduce", lambda names, **kw: seen.update(kw, names=names))
-    asked = ("--quick", "--seeds", 5, "--model", "m", "--weights", "int4", "--device", "mps")
-    result = call("reproduce", "h2o", "--out", tmp_path, *asked)
+    asked = ("--quick", "--resume", "--seeds", 5, "--model", "m", "--weights", "int4", "--device", "mps")
+    result = call("reproduce", "h2o", "tova", "--out", tmp_path, *asked)
     assert result.exit_code == 0, result.output
     seen.pop("console")
     assert seen == {
-        "names": "h2o", "out": tmp_path, "quick": True, "seeds": 5, "model": "m", "weights": "int4", "device": "mps",
+        "names": ["h2o", "tova"], "out": tmp_path, "quick": True, "seeds": 5, "model": "m", "weights": "int4",
+        "device": "mps", "resume": True,
     }  # fmt: skip
 
 

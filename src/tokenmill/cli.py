@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 TRACKS = ("cache", "decode", "depth")
 REPRODUCTIONS = Path("tokenmill-runs") / "reproduce"
 PROBED = 1 << 20  # tokens that a probe reads at most
-EXTRAS = {"pydantic": "measure", "gguf": "default-model", "accelerate": "default-model"}
+EXTRAS = {"pydantic": "measure", "scipy": "measure", "gguf": "default-model", "accelerate": "default-model"}
 
 
 class _Friendly(TyperGroup):
@@ -125,19 +126,20 @@ def show(
 
 
 def _reproduction(name: str, out: Path) -> str:
-    """The newest file about this method: of the user's own runs, or of those kept with the sources."""
+    """The newest record about this method: of the user's own runs, or of those kept with the sources."""
+    from tokenmill.view.claim import lines
+
     kept = Path(__file__).parents[2] / "docs" / "reproductions"
     files = [f for folder in (out, kept) if (f := folder / f"{name}.json").is_file()]
     if not files:
         return f"none yet; run: tokenmill reproduce {name}"
     newest = max(files, key=lambda f: f.stat().st_mtime)
+    width = shutil.get_terminal_size((100, 24)).columns - 2
     try:
-        found = json.loads(newest.read_text(encoding="utf-8"))
-        lines = [f"{found['verdict']}: {found['claim']}"]
-        lines += [f"{k}: {found[k]}" for k in ("measured", "baseline", "why") if found.get(k)]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = lines(json.loads(newest.read_text(encoding="utf-8")), max(40, width))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{newest} cannot be read; run again: tokenmill reproduce {name}"
-    return "\n  ".join([*lines, str(newest)])
+    return "\n".join(f"  {line}".rstrip() for line in [*found, str(newest)]).lstrip()
 
 
 @app.command()
@@ -304,7 +306,10 @@ def compare(
     ] = False,
     seed: Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer, shorter samples: about three minutes.")] = False,
-    prompt: Annotated[str | None, typer.Option(help="Text on which the report draws what each method kept.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text on which the report of cache draws what each method kept.")
+    ] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="Every column of the table, also beyond the terminal.")] = False,
 ) -> None:
     """Measure methods side by side: a table here, results.json, report.html and recipe.toml in the folder."""
     if track not in TRACKS:
@@ -329,6 +334,7 @@ def compare(
         seed=seed,
         quick=quick,
         prompt=prompt,
+        wide=wide,
         console=_console(),
     )
 
@@ -336,19 +342,32 @@ def compare(
 @app.command()
 def reproduce(
     names: Annotated[
-        str, typer.Argument(metavar="[NAME|VERB|all]", help="A method, a verb's methods, or all.")
-    ] = "all",
+        list[str] | None, typer.Argument(metavar="[NAME|VERB|all]...", help="Methods, verbs' methods, or all.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for one JSON a method.")] = REPRODUCTIONS,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, wider intervals.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what an earlier run left in the folder.")
+    ] = False,
     model: Model = "smollm2",
     weights: Weights = "float32",
     device: Device = "cpu",
 ) -> None:
-    """Run a published claim again here: holds, fails, or out of reach, with the numbers."""
+    """Run a published claim again: supported, contradicted, inconclusive or not testable here, with the numbers."""
     from tokenmill.claims import reproduce as rerun
 
-    rerun(names, out=out, model=model, weights=weights, device=device, seeds=seeds, quick=quick, console=_console())
+    rerun(
+        names or "all",
+        out=out,
+        model=model,
+        weights=weights,
+        device=device,
+        seeds=seeds,
+        quick=quick,
+        resume=resume,
+        console=_console(),
+    )
 
 
 @app.command()

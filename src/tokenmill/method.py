@@ -196,6 +196,17 @@ class Method:
     def __hash__(self) -> int:
         return hash(repr(self))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as where its function is defined, and its knobs."""
+        module, path = self.fn.__module__, self.fn.__qualname__
+        if getattr(_defined(module, path), "fn", None) is not self.fn:
+            raise SpecError(f"{self.name} cannot be pickled: it is not found as {module}.{path}; define it at the top "
+                            "of a module")  # fmt: skip
+        return _pickled, (module, path, self.given)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Method:
+        return self
+
     def _checked(self, knobs: dict[str, Any]) -> dict[str, Any]:
         for name in knobs:
             if name not in self.defaults:
@@ -208,6 +219,22 @@ class Method:
                 raise SpecError(f"{self.name}: {one} and {other} contradict each other; give one of them")
         # Only what differs from the default is part of the spec, in the order of the signature.
         return {n: values[n] for n, default in self.defaults.items() if n in values and values[n] != default}
+
+
+def _defined(module: str, path: str) -> Any:
+    """What a module names so, or None."""
+    value: Any = importlib.import_module(module)
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def _pickled(module: str, path: str, knobs: dict[str, Any]) -> Method:
+    """A method that was pickled. Raises SpecError if it is no longer there."""
+    found = _defined(module, path)
+    if not isinstance(found, Method):
+        raise SpecError(f"the pickled method {module}.{path} is no longer there")
+    return found(**knobs)
 
 
 def grown(draft: Method) -> Method:

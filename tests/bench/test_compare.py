@@ -17,6 +17,7 @@ from tokenmill.bench.figures import Results
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError, TokenmillError
 from tokenmill.method import recipe
 
+LONG = "adaptive(score=expected_attention)"  # longer than what a narrow terminal gives a name
 METHODS = ["knorm", "recent_window", "zip_cache"]
 
 
@@ -35,7 +36,7 @@ def test_what_a_run_leaves(fake, tmp_path):
     folder, said = run(tmp_path, methods=METHODS)
     results = json.loads((folder / "results.json").read_text())
     assert list(results) == ["schema", "track", "model", "environment", "rows"]
-    assert (results["schema"], results["track"], results["model"]) == (1, "cache", "smollm2")
+    assert (results["schema"], results["track"], results["model"]) == (2, "cache", "smollm2")
     assert results["environment"]["chat_format"] is False
     assert all(list(row) == ["method", "spec", "budget", "metrics"] for row in results["rows"])
     assert results["rows"][0]["method"] == "full"
@@ -65,12 +66,58 @@ def test_what_a_run_leaves(fake, tmp_path):
         i for i, line in enumerate(lines) if "knorm" in line
     )
     assert "One more method and budget costs" in said
-    assert "Winner" in said
+    assert "no timed figure" in said
+    assert "the untouched model against itself measures decode " in said
+    assert "n=4 texts" in said  # of the six, those whose task the fake model can do
+    assert results["environment"]["corpus"] == tasks.SHA256
+    choice = results["environment"]["winner"]
+    assert (choice["spec"], choice["n"]) == (best["recipe"], 4)
+    assert best["measured"]["distinguishable"] is False  # four texts tell nothing apart
+    assert best["measured"]["not_distinguishable_from"] == choice["rivals"] != []
+    assert "Winner (" in said
+    assert "): none; " in said
+    assert "n = 4 texts, too few to tell them apart" in said
+    assert "others may be as good" in (folder / "recipe.toml").read_text()
 
 
-def test_a_narrow_terminal_still_shows_every_row(fake, tmp_path):
-    _, said = run(tmp_path, width=80, methods=METHODS)
-    assert all(max(map(len, said.splitlines())) >= 60 and name in said for name in METHODS)
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_table_fits_its_terminal_with_every_name_whole(fake, tmp_path, width):
+    _, said = run(tmp_path, width=width, methods=[*METHODS, LONG])
+    lines = table_lines(said)
+    assert max(map(len, lines)) <= width
+    assert set(names_in(lines)) == {"untouched", *METHODS, LONG}
+    assert "--wide" in said
+    head = " ".join(lines[:5])
+    assert all(word in head for word in ("quality", "n=4 texts", "bytes", "decode", "n=8"))
+
+
+def test_wide_shows_every_column(fake, tmp_path):
+    _, said = run(tmp_path, width=80, methods=METHODS, wide=True)
+    lines = table_lines(said)
+    assert max(map(len, lines)) > 80
+    head = " ".join(lines[:5])
+    assert all(word in head for word in ("quality", "decode", "prefill", "budget", "nll", "drift", "needle,"))
+    assert "--wide" not in said
+
+
+def names_in(lines):
+    """The names of a table's rows, folded ones put together."""
+    names = []
+    for line in lines[3:]:
+        cells = [cell.strip() for cell in line.split("│")[1:-1]]
+        if line.startswith("│") and any(cells[1:]):
+            names.append(cells[0])
+        elif line.startswith("│"):
+            names[-1] += ("" if names[-1][-1] in "(=_" or names[-1][-1].isalnum() else " ") + cells[0]
+    return names
+
+
+def table_lines(said):
+    """The table's own lines and its caption, its title left out."""
+    lines = said.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("┏"))
+    after = next(i for i, line in enumerate(lines) if line.startswith(("decode: tokens a second", "a pass behind")))
+    return lines[first:after]
 
 
 def test_rows():
@@ -101,6 +148,28 @@ def test_mistakes_cost_no_run(tmp_path, monkeypatch, options, error, said):
     monkeypatch.setattr(bench, "_load", lambda model, weights, device: pytest.fail("the model was loaded first"))
     with pytest.raises(error, match=said):
         compare("cache", out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("track", "options", "error", "said"),
+    [
+        ("cache", {"methods": ["token_recycling"]}, SpecError, r"does not measure token_recycling, a draft method; "
+         r"it takes adaptive, expected_attention, .* zip_cache; use compare decode"),
+        ("cache", {"methods": ["snapkv(budget=0.5) + top_p"]}, SpecError, "does not measure top_p, a choose method"),
+        ("cache", {"methods": ["constant_skip"]}, SpecError, "use compare depth"),
+        ("depth", {"methods": ["snapkv"]}, SpecError, "does not measure snapkv, a score method; .* use compare cache"),
+        ("depth", {"prompt": "text"}, InputError, "--prompt has no effect"),
+        ("decode", {"prompt": "text"}, InputError, "--prompt has no effect"),
+        ("decode", {"budgets": [0.5]}, InputError, "--budgets has no effect"),
+        ("cache", {"budgets": [0.5], "methods": ["snapkv(budget=0.3)", "zip_cache"]}, InputError, "has no effect"),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_refused(tmp_path, monkeypatch, track, options, error, said):
+    monkeypatch.setattr(bench, "_load", lambda model, weights, device: pytest.fail("the model was loaded first"))
+    with pytest.raises(error, match=said) as caught:
+        compare(track, out=tmp_path / "run", **options)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -263,6 +332,8 @@ def test_every_cache_method_runs_through_compare(monkeypatch, tmp_path):
     rows = {row["method"]: row["metrics"] for row in results["rows"]}
     assert len(rows) == len(sweep.CACHE_METHODS)
     assert all(m["quality"] is not None for m in rows.values())
-    assert all(m["decode"]["ratio"] > 0 and m["prefill"]["ratio"] > 0 for m in rows.values())
+    for m in rows.values():
+        assert (m["decode"]["n"], m["prefill"]["n"], m["quality"]["n"]) == (8, 8, 4)
+        assert 0 < m["decode"]["low"] < m["decode"]["ratio"] < m["decode"]["high"]
     assert rows["full"]["tasks"]["drift"]["mean"] == pytest.approx(0, abs=1e-6)
     assert rows["random_tokens"]["tasks"]["drift"]["mean"] > 1e-4

@@ -1,12 +1,17 @@
 """compare decode on a tiny model: what a run leaves, what a row's figures are, and prompts of the user's own."""
 
+import copy
 import io
 import json
+import math
+import random
 import tomllib
 
 import pytest
+import torch
 from rich.console import Console
 
+from bench.test_compare import names_in, table_lines
 from bench.test_report_browser import CHROMIUM, open_in_browser
 from tiny import tiny
 from tiny_tokenizer import tiny_tokenizer
@@ -15,8 +20,10 @@ from tokenmill.bench import decode
 from tokenmill.bench.compare import compare
 from tokenmill.bench.decode import COST, FULL, LIBRARY, LOOKUP, TASK, DecodeResults, row_of
 from tokenmill.bench.prompts import Prompt, default_prompts, encoded, read_prompts, spread
+from tokenmill.bench.store import Store
 from tokenmill.errors import SpecError, StoreError
 from tokenmill.ops.text import MOST_CHARACTERS
+from tokenmill.run.generate import generate
 
 METHODS = ["token_recycling", "prompt_lookup(nodes=4) + typical_acceptance", "auto"]
 
@@ -58,7 +65,7 @@ def test_what_a_run_leaves(small, file, tmp_path):
     folder, said = run(tmp_path, file)
     results = json.loads((folder / "results.json").read_text())
     assert list(results) == ["schema", "track", "model", "environment", "rows"]
-    assert (results["schema"], results["track"]) == (1, "decode")
+    assert (results["schema"], results["track"]) == (2, "decode")
     assert results["environment"]["chat_format"] is False
     assert "chat format, seed" not in (folder / "report.html").read_text()
     assert all(list(row) == ["method", "spec", "budget", "metrics"] for row in results["rows"])
@@ -81,6 +88,25 @@ def test_what_a_run_leaves(small, file, tmp_path):
     assert page.count("<svg") == 2
     assert "greedy, our loop" in said
     assert "a pass behind" in said
+    assert "our greedy loop against itself measures " in said
+    assert "n too small: under 8" in said
+    assert "n = 3 prompts, too few to tell them apart" in said
+    assert "in no timed figure" in said
+    assert rows[FULL]["speed"]["n"] == 3
+    assert rows[FULL]["speed"]["low"] < rows[FULL]["speed"]["mean"] < rows[FULL]["speed"]["high"]
+
+
+def test_identical_means_the_librarys_own_call(monkeypatch):
+    """Under a generation_config that changes greedy text, both sides are under it."""
+    asks = {"repetition_penalty": 1.3, "eos_token_id": [2, 5], "num_beams": 3, "do_sample": True}
+    model, ids = copy.deepcopy(tiny("llama")), [5, 6, 7, 8] * 5
+    made = decode.Decoding(model, tiny_tokenizer(), [], [ids], [], store=None, new=24)
+    plain = made._cell(LIBRARY, ids, {})["ids"]
+    model.generation_config.update(**asks)
+    library = made._cell(LIBRARY, ids, {})["ids"]
+    assert library != plain
+    for row in (FULL, LOOKUP, "token_recycling", "prompt_lookup"):
+        assert made._cell(row, ids, {})["ids"] == library, row
 
 
 def test_nothing_is_measured_twice(small, file, tmp_path, monkeypatch):
@@ -114,6 +140,7 @@ def _cells(base, mine, ids=(1, 2, 3, 4)):
         "accepted_by_depth": [],
         "bytes": 0,
         "nats": None,
+        "tie": False,
     }
     fast = blank | {"drafted": 6, "accepted": 2, "passes": 1, "drafted_by_depth": [2, 1], "accepted_by_depth": [1, 1]}
     out = {(COST, 0, FULL): ({"context": 9, "seconds": {"1": 0.1, "8": 0.2, "16": 0.4}}, 1.0)}
@@ -129,16 +156,118 @@ def _cells(base, mine, ids=(1, 2, 3, 4)):
 
 def test_figures_are_ratios_prompt_by_prompt():
     asked = [Prompt("a", "x"), Prompt("b", "y")]
-    m = row_of("token_recycling", _cells([1.0, 4.0], [0.5, 4.0]), asked, 0).metrics
-    assert m.speed.mean == pytest.approx((2 + 1) / 2)  # not 5 / 4.5: every prompt counts alike
-    assert m.decoding.mean == pytest.approx((0.75 / 0.25 + 1) / 2)
+    m = row_of("token_recycling", _cells([1.0, 4.0], [0.5, 4.0]), asked).metrics
+    assert m.speed.mean == pytest.approx((2 * 1) ** 0.5)  # not 5 / 4.5: every prompt counts alike
+    assert m.speed.low < m.speed.mean < m.speed.high
+    assert m.decoding.mean == pytest.approx((0.75 / 0.25) ** 0.5)
     assert m.bound == pytest.approx(3 / (1 + 6 / 7))  # six drafted tokens and the root, three tokens a pass
-    assert m.against_library.mean == pytest.approx(3)
+    assert m.against_library.mean == pytest.approx((2 * 2 * 1 * 2) ** 0.5)
     assert m.tokens_a_pass.mean == 3
     assert m.accepted == pytest.approx(1 / 3)
     assert m.by_position == [0.5, 1.0]
     assert m.by_category == {"a": {"speed": 2.0, "tokens_a_pass": 3.0}, "b": {"speed": 1.0, "tokens_a_pass": 3.0}}
     assert (m.identical, m.agreement) == (0, 0.75)
+    assert not m.lossless  # the method promises greedy's text; this run did not give it
+
+
+def test_the_greedy_row_shows_the_noise():
+    """It is held against its own last turns, not against a mean that it is itself part of."""
+    cells = _cells([1.0, 4.0], [0.5, 4.0])
+    for i, seconds in enumerate((1.5, 4.0)):
+        value, _ = cells[TASK, i, f"{FULL} again"]
+        cells[TASK, i, f"{FULL} again"] = value | {"seconds": seconds}, seconds
+    m = row_of(FULL, cells, [Prompt("a", "x"), Prompt("b", "y")]).metrics
+    assert m.speed.mean == pytest.approx(1.5**0.5)
+    assert m.speed.high > 1.5
+
+
+def many(speeds, noise):
+    """Cells of 12 prompts: rows by name, each so many times as fast, give or take."""
+    cells, draw = _cells([1.0] * 12, [1.0] * 12), random.Random(4)
+    for name, speed in speeds.items():
+        for i in range(12):
+            value, seconds = cells[TASK, i, FULL]
+            cells[TASK, i, name] = value | {"seconds": seconds / speed * math.exp(noise * draw.gauss(0, 1))}, 1.0
+    asked = [Prompt("a", str(i)) for i in range(12)]
+    rows = [row_of(name, cells, asked) for name in (FULL, LIBRARY, *speeds)]
+    return decode.winner(rows, cells), rows
+
+
+def test_the_fastest_row_is_named_only_if_it_can_be_told_apart():
+    speeds = {"token_recycling": 1.5, "prompt_lookup": 1.45, "jacobi": 1.0}
+    found, _ = many(speeds, noise=0.01)
+    assert (found.spec, found.decided, found.n, found.unit) == ("token_recycling", True, 12, "prompts")
+    found, rows = many(speeds, noise=0.1)
+    assert not found.decided
+    assert {found.spec, *found.rivals} == {"token_recycling", "prompt_lookup"}
+    assert "is not distinguishable from" in found.text()
+    assert {r.spec for r in rows if r.metrics.within_noise} == {"token_recycling", "prompt_lookup"}
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_table_fits_its_terminal_with_every_name_whole(small, file, tmp_path, width):
+    console = Console(file=io.StringIO(), width=width)
+    compare("decode", out=tmp_path / "run", input=file, methods=METHODS, quick=True, console=console)
+    lines = table_lines(console.file.getvalue())
+    assert max(map(len, lines)) <= width
+    names = {"greedy, our loop", LIBRARY, "model.generate (prompt lookup)", *METHODS}
+    assert {name.replace(" ", "") for name in names_in(lines)} == {name.replace(" ", "") for name in names}
+    assert all(word in " ".join(lines[:5]) for word in ("speed", "n=3", "identical", "tokens"))
+
+
+def test_a_killed_run_carries_what_an_uninterrupted_one_does(small, file, tmp_path, monkeypatch):
+    """token_recycling learns from one prompt for the next: a resumed run has it read the earlier prompts again."""
+    learns = ["token_recycling(nodes=8)"]
+
+    def figures_of(folder):
+        with Store(folder, json.loads((folder / "settings.json").read_text()), resume=True) as store:
+            cells = store.cells()
+        keys = ("ids", "passes", "drafted", "accepted", "accepted_by_depth")
+        return [{k: cells[TASK, i, learns[0]][0][k] for k in keys} for i in range(3)]
+
+    def go(name, **options):
+        opened = Store.__init__
+
+        def noted(self, folder, settings, **more):
+            opened(self, folder, settings, **more)
+            (folder / "settings.json").write_text(json.dumps(settings))
+
+        monkeypatch.setattr(Store, "__init__", noted)
+        try:
+            compare("decode", out=tmp_path / name, input=file, methods=learns, quick=True,
+                    console=Console(file=io.StringIO()), **options)  # fmt: skip
+        finally:
+            monkeypatch.setattr(Store, "__init__", opened)
+        return tmp_path / name
+
+    whole = figures_of(go("whole"))
+    added, count = Store.add, 0
+
+    def dies(self, *values):
+        nonlocal count
+        added(self, *values)
+        count += values[0] == TASK
+        if count == 2 * 5 - 1:  # in the second prompt, after its last draft row
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "add", dies)
+    with pytest.raises(KeyboardInterrupt):
+        go("cut")
+    monkeypatch.setattr(Store, "add", added)
+    assert figures_of(go("cut", resume=True)) == whole
+
+
+def test_a_text_that_leaves_greedys_at_a_tie_is_counted_as_one(small):
+    model, ids = tiny("llama"), [5, 6, 7, 8]
+    work = decode.Decoding(model, None, [], [ids], [], None, 8)
+    greedy = generate(model, None, [ids], max_new_tokens=8, ignore_eos=True)[0].ids
+    full = {"ids": greedy}, 1.0
+    other = [*greedy[:3], (greedy[3] + 1) % 97, *greedy[4:]]
+    assert not work._tie(ids, greedy, full)
+    assert not work._tie(ids, other, full)  # another token, far from it
+    with torch.no_grad():  # two tokens with one and the same logit
+        model.lm_head.weight[other[3]] = model.lm_head.weight[greedy[3]]
+    assert work._tie(ids, other, full)
 
 
 def test_default_prompts_have_categories_and_follow_the_seed():

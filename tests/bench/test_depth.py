@@ -9,12 +9,14 @@ import pytest
 from rich.console import Console
 
 from bench import fakes
+from bench.test_compare import names_in, table_lines
 from bench.test_report_browser import CHROMIUM, open_in_browser
 from tiny import tiny
 from tokenmill.bench import compare as bench
 from tokenmill.bench import figures, sweep, tasks
 from tokenmill.bench.compare import compare
-from tokenmill.bench.figures import Interval, Metrics, Results, Row
+from tokenmill.bench.figures import Metrics, Quality, Results, Row, Stratum
+from tokenmill.bench.statistics import Interval
 from tokenmill.errors import StoreError
 
 METHODS = ["constant_skip", "random_depth(share=0.5)", "skip_decode(least=0.4, length=8)", "early_exit(threshold=0.0)"]
@@ -103,21 +105,41 @@ def test_nothing_is_measured_twice(ran, monkeypatch):
     assert json.loads((folder / "results.json").read_text())["rows"] == before["rows"]
 
 
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_table_fits_its_terminal_with_every_name_whole(ran, monkeypatch, width):
+    console = Console(file=io.StringIO(), width=width)
+    compare("depth", out=ran[0], methods=METHODS, console=console, resume=True)
+    lines = table_lines(console.file.getvalue())
+    assert max(map(len, lines)) <= width
+    names = {"constant_skip(share=0.75)", "constant_skip(share=0.5)", *METHODS[1:], "untouched"}
+    assert {name.replace(" ", "") for name in names_in(lines)} == {name.replace(" ", "") for name in names}
+    assert all(word in " ".join(lines[:5]) for word in ("quality", "layers", "budget"))
+
+
 def test_the_plain_rival_is_read_off_between_its_points():
+    qualities = {}
+
     def row(method, layers, quality):
-        spread = Interval(mean=quality, low=quality, high=quality)
-        return Row(method=method, spec=method, budget=None, metrics=Metrics(quality=spread, layers_share=layers))
+        spread = Interval(mean=quality, low=quality, high=quality, n=12, method="t")
+        spec = f"{method}({layers})"
+        noise = 0.0 if method == "full" else 0.01
+        parts = {str(n): (noise if n % 2 else -noise) / 12 for n in range(12)}
+        qualities[spec] = Quality(quality, {}, {"s": Stratum(parts, 0.0)})
+        return Row(method=method, spec=spec, budget=None, metrics=Metrics(quality=spread, layers_share=layers))
 
     rows = [
         row("full", 1.0, 1.0), row("constant_skip", 0.5, 0.2), row("constant_skip", 0.8, 0.8),
         row("d3", 0.9, 0.95), row("d3", 0.65, 0.3), row("d3", 0.4, 0.1), row("d3", 0.8, 0.8),
     ]  # fmt: skip
-    figures.set_against_constant(rows)
+    figures.set_against_constant(rows, qualities)
     found = [r.metrics.against_constant for r in rows]
     assert found[:3] == [None] * 3
-    assert found[3:5] == pytest.approx([0.95 - 0.9, 0.3 - 0.5])
+    assert [i.mean for i in found[3:5]] == pytest.approx([0.95 - 0.9, 0.3 - 0.5])
     assert found[5] is None  # the rival has no point at so few layers
-    assert found[6] == pytest.approx(0)
+    assert found[6].mean == pytest.approx(0)
+    # Paired text by text: what moves both alike is no noise of the difference. Halfway to the untouched model, half of
+    # the rival's part is left.
+    assert found[4].high - found[4].low < 1e-9 < found[3].high - found[3].low < 0.01
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")

@@ -1,9 +1,12 @@
 """Tasks: deterministic, of the length they say, and answerable from their own prompt; input files and their faults."""
 
+import hashlib
+import sys
+
 import pytest
 
 from bench.fakes import Characters
-from tokenmill.bench import report, tasks
+from tokenmill.bench import prompts, report, tasks
 from tokenmill.bench.tasks import Reader, Task, build
 from tokenmill.errors import InputError
 
@@ -22,6 +25,25 @@ def test_the_text_is_real_and_long_enough():
     assert not any(">>>" in p or "::=" in p for p in paragraphs)
     lines = tasks.sentences("x")
     assert [next(lines) for _ in range(5)] == [next(s) for s in [tasks.sentences("x")] for _ in range(5)]
+
+
+def test_the_text_does_not_depend_on_the_python(tmp_path, monkeypatch):
+    for name, digest in tasks.SHA256.items():
+        assert hashlib.sha256((tasks.CORPUS / name).read_bytes()).hexdigest() == digest
+    assert "PYTHON SOFTWARE FOUNDATION LICENSE" in (tasks.CORPUS / "LICENSE.txt").read_text()
+    tasks.paragraphs.cache_clear()
+    for module in ("pydoc_data.topics", "colorsys", "statistics", "ast"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    made = [p.text for p in prompts.default_prompts(4, 0)]
+    assert len(made) == len(set(made)) == 16
+    digest = hashlib.sha256("\n".join([*tasks.paragraphs(), *made]).encode()).hexdigest()
+    assert digest[:16] == "5a0433a721d8d27a"
+    (tmp_path / "english.txt").write_bytes((tasks.CORPUS / "english.txt").read_bytes()[:-2])
+    monkeypatch.setattr(tasks, "CORPUS", tmp_path)
+    with pytest.raises(InputError, match=r"english.txt is not the text this version measures on .*install Tokenmill"):
+        tasks.corpus("english.txt")
+    with pytest.raises(InputError, match=r"cannot read .*functions.json: .*install Tokenmill again"):
+        tasks.corpus("functions.json")
 
 
 @pytest.mark.parametrize("kind", ["needle", "recall", "continuation", "drift"])

@@ -92,8 +92,8 @@ def test_both_models_are_asked_about_the_answer_alone():
     assert list(found.lens(ids)) == []
 
 
-@pytest.mark.parametrize("name", ["draft_model", "min_p"])
+@pytest.mark.parametrize("name", ["draft_model", "latent_seek", "min_p"])
 def test_the_claim_runs(name, lab):
     made = run_claim(name, lab)
-    assert made.measured["checks"]
-    assert all(c["samples"] >= 3 for c in made.measured["checks"])
+    assert made.measured.checks
+    assert all(c.samples >= 3 for c in made.measured.checks)

@@ -1,18 +1,25 @@
 """Folder, import lines and catalogue agree; listing stays light; cards say what is true."""
 
 import ast
+import contextlib
+import copy
 import difflib
 import importlib
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import tokenmill as tm
+from tiny import ids, tiny
 from tokenmill import catalog
-from tokenmill.errors import SpecError
-from tokenmill.method import NEEDS, Method, get
+from tokenmill.errors import RecipeError, SpecError
+from tokenmill.method import NEEDS, Method, get, method, recipe
+from tokenmill.run.session import Session
 
 ENTRIES = catalog.entries()
 PAPERS = next((p for d in Path(__file__).parents if (p := d / "shared" / "catalogue.jsonl").exists()), None)
@@ -117,3 +124,64 @@ def test_reading_the_head_alone_finds_what_the_whole_file_says(monkeypatch):
         assert dict(catalog.entries()) == found
     finally:
         catalog.entries.cache_clear()
+
+
+@every_method
+def test_a_method_pickles_as_what_it_says(name):
+    for m in (get(name), *(get(name)(**{knob: value}) for knob, value in other_knobs(get(name)))):
+        again = pickle.loads(pickle.dumps(m))
+        assert again == m
+        assert (repr(again), again.card, again.verb, again.fn is m.fn) == (repr(m), m.card, m.verb, True)
+        assert copy.deepcopy(m) is m
+
+
+def other_knobs(m: Method):
+    """A knob at a time with a value that is not its default."""
+    for knob in m.defaults:
+        for value in (0.5, 2, 1):
+            with contextlib.suppress(SpecError, RecipeError):
+                if m(**{knob: value}).given:
+                    yield knob, value
+                    break
+
+
+def test_recipes_and_what_they_gave_pickle():
+    made = recipe("adaptive(score=snapkv(window=16), budget=0.25) + token_recycling + min_p")
+    assert pickle.loads(pickle.dumps(made)) == made == copy.deepcopy(made)
+    model, prompt = tiny(), ids(1, 30)
+    kept = tm.decide(model, prompt, "h2o(budget=0.5)")
+    assert pickle.loads(pickle.dumps(kept)) == kept
+    out = tm.generate(model, None, prompt.tolist(), "h2o(budget=0.5)", max_new_tokens=3)[0]
+    assert pickle.loads(pickle.dumps(out)) == out
+    pickle.loads(pickle.dumps(tm.processors("min_p")))
+    session = Session(model, "h2o(budget=0.5)")
+    session.read(prompt)
+    session.cache = pickle.loads(pickle.dumps(session.cache))
+    other = Session(model, "h2o(budget=0.5)")
+    other.read(prompt)
+    assert torch.equal(session.read(prompt[:, :1]), other.read(prompt[:, :1]))
+
+
+def test_a_method_of_the_users_pickles_from_its_module(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import tokenmill as tm\n"
+        "@tm.method(title='', verb='score')\n"
+        "def peak(trace, *, width: int = 3):\n    return trace.keys.norm(dim=-1)\n"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", "import pickle, sys, mine; sys.stdout.buffer.write(pickle.dumps(mine.peak(width=5)))"],
+        cwd=tmp_path, capture_output=True, check=True,
+    )  # fmt: skip
+    here = subprocess.run(
+        [sys.executable, "-c", "import pickle, sys; print(pickle.load(sys.stdin.buffer)(budget=0.5))"],
+        cwd=tmp_path, input=there.stdout, capture_output=True, check=True,
+    )  # fmt: skip
+    assert here.stdout.decode().strip() == "peak(width=5, budget=0.5)"
+
+    @method(title="", verb="score")
+    def local(trace):
+        return trace.keys
+
+    with pytest.raises(SpecError, match="at the top of a module"):
+        pickle.dumps(local)
+    assert copy.deepcopy(local) is local

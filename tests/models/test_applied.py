@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import (
     DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
+    StaticCache,
     T5Config,
     T5ForConditionalGeneration,
     pipeline,
@@ -25,6 +28,7 @@ from tokenmill import catalog
 from tokenmill.errors import InputError, ModelError, RecipeError, TokenmillError
 from tokenmill.models.apply import applied
 from tokenmill.models.lanes import SLACK
+from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
 
 GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "use_cache": True}
@@ -386,3 +390,226 @@ def test_errors_say_what_to_do():
         assert isinstance(error.value, TokenmillError)
         assert "\n" not in str(error.value)
     assert catalog.methods("draft")
+
+
+# ---- modes ----
+
+
+def logits_and_gradients(model, text, context):
+    model.zero_grad()
+    with context:
+        out = model(text, labels=text)
+    out.loss.backward()
+    return out.logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_are_the_models_own(name, training):
+    model = copy.deepcopy(tiny(name)).train(training and name != "gpt2")  # which drops out
+    logits, gradients = logits_and_gradients(model, ids(2, 20), nullcontext())
+    got, found = logits_and_gradients(model, ids(2, 20), applied(model))
+    torch.testing.assert_close(got, logits, atol=1e-4, rtol=0)
+    assert found.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(found[key], gradient, atol=1e-4 * float(gradient.std() + 1e-3), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_that_drops_out_is_refused(name):
+    model = copy.deepcopy(tiny(name))
+    if name == "llama":
+        model.model.layers[2].self_attn.attention_dropout = 0.2
+    uses = (
+        lambda: logits_and_gradients(model, ids(1, 9), applied(model)),
+        lambda: Session(model).read(ids(1, 9)),
+        lambda: generate(model, None, [[5, 6, 7]], max_new_tokens=2),
+    )
+    with applied(model):
+        model.train()
+        with pytest.raises(ModelError, match=r"train mode .* call model.eval"):
+            model(ids(1, 9))
+    for use in uses:
+        with pytest.raises(ModelError, match=r"train mode .* call model.eval"):
+            use()
+    model.eval()
+    for use in uses:
+        use()
+
+
+def test_checkpointed_gradients_are_refused_and_passes_without_are_not():
+    model = copy.deepcopy(tiny("llama")).train()
+    model.gradient_checkpointing_enable()
+    with torch.no_grad():
+        wanted = model(ids(1, 20)).logits
+    with applied(model):
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids(1, 20)).logits, wanted, atol=1e-4, rtol=0)
+        with pytest.raises(ModelError, match="checkpoints gradients"):
+            model(ids(1, 20))
+    model.eval()
+    logits_and_gradients(model, ids(1, 9), applied(model))
+
+
+@pytest.mark.parametrize("spec", [None, "h2o(budget=0.5)", "snapkv(budget=0.5) + zip_cache", "lazy_llm(budget=0.6)"])
+def test_a_text_goes_on_outside_of_inference_mode(spec):
+    model, prompt, rest = tiny("llama"), ids(2, 40), (ids(2, 1, 1), ids(2, 3, 2), ids(2, 1, 3))
+    with applied(model, spec), torch.no_grad():
+        wanted = [model(prompt, use_cache=True)]
+        for new in rest:
+            wanted.append(model(new, past_key_values=wanted[-1].past_key_values))
+    for modes in ((True, False, False, False), (False, True, False, True), (True, True, False, True)):
+        past = None
+        with applied(model, spec):
+            for mode, new, want in zip(modes, (prompt, *rest), wanted, strict=True):
+                with torch.inference_mode(mode), torch.no_grad():
+                    out = model(new, past_key_values=past, use_cache=True)
+                    past = out.past_key_values
+                    torch.testing.assert_close(out.logits[:, -1], want.logits[:, -1], atol=1e-4, rtol=0)
+
+
+def test_memory_and_beams_in_inference_mode():
+    model, prompt = tiny("llama"), ids(1, 40)
+    memory: dict = {}
+    with torch.inference_mode():
+        first = generate(model, None, prompt.tolist(), "token_recycling", memory=memory, max_new_tokens=10)[0].ids
+        with applied(model, "h2o(budget=0.5)"):
+            beams = model.generate(prompt, num_beams=3, max_new_tokens=6, **GREEDY)
+    assert generate(model, None, prompt.tolist(), "token_recycling", memory=memory, max_new_tokens=10)[0].ids == first
+    with applied(model, "h2o(budget=0.5)"):
+        assert torch.equal(model.generate(prompt, num_beams=3, max_new_tokens=6, **GREEDY), beams)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_weights_that_are_fetched_for_each_call(name, where, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    prompt, specs = ids(1, 30), (None, "h2o(budget=0.4)", "prompt_lookup", "contrastive", "lazy_llm(budget=0.5)")
+    asked = {"max_new_tokens": 8, "ignore_eos": True}
+    wanted = [generate(tiny(name), None, prompt.tolist(), spec, **asked)[0].ids for spec in specs]
+    model, here = copy.deepcopy(tiny(name)), torch.device("cpu")
+    if where == "cpu":
+        accelerate.cpu_offload(model, execution_device=here)
+    else:
+        accelerate.disk_offload(model, str(tmp_path), execution_device=here)
+    assert model.device.type == "meta"
+    forwards = {key: module.__dict__.get("forward") for key, module in model.named_modules()}
+    assert [generate(model, None, prompt.tolist(), spec, **asked)[0].ids for spec in specs] == wanted
+    with applied(model):
+        assert model.generate(prompt, max_new_tokens=8, **GREEDY)[0, 30:].tolist() == wanted[0]
+    assert {key: module.__dict__.get("forward") for key, module in model.named_modules()} == forwards
+    with pytest.raises(ModelError, match="no weights"):
+        Session(copy.deepcopy(tiny(name)).to("meta")).read(prompt)
+
+
+class Addition(torch.nn.Module):
+    """A low-rank addition to a linear layer."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.down = torch.nn.Parameter(torch.randn(2, base_layer.in_features) * 0.3)
+        self.up = torch.nn.Parameter(torch.randn(base_layer.out_features, 2) * 0.3)
+
+    def forward(self, x):
+        return self.base_layer(x) + x @ self.down.T @ self.up.T
+
+
+class Wrapper(torch.nn.Module):
+    """What adapter libraries put around a model: what it does not have itself it takes from the model inside."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = torch.nn.Module()
+        self.base_model.model = model
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.base_model.model, name)
+
+    def get_base_model(self):
+        return self.base_model.model
+
+    def forward(self, *args, **kwargs):
+        return self.base_model.model(*args, **kwargs)
+
+
+def test_a_wrapper_with_adapters_around_the_model():
+    torch.manual_seed(0)
+    inside = copy.deepcopy(tiny("llama"))
+    for layer in inside.model.layers:
+        layer.self_attn.q_proj = Addition(layer.self_attn.q_proj)
+    model = Wrapper(inside).eval()
+    prompt = ids(1, 30)
+    wanted = model.generate(prompt, max_new_tokens=8, **GREEDY)
+    assert not torch.equal(wanted, tiny("llama").generate(prompt, max_new_tokens=8, **GREEDY))
+    with applied(model):
+        assert torch.equal(model.generate(prompt, max_new_tokens=8, **GREEDY), wanted)
+    with applied(model, "h2o(budget=0.4)"), applied(inside, "h2o(budget=0.4)") as engine:
+        both = [m.generate(prompt, max_new_tokens=8, **GREEDY) for m in (model, inside)]
+        assert torch.equal(*both)
+        assert engine.cache is not None
+    for spec in (None, "prompt_lookup"):
+        out = generate(model, None, prompt.tolist(), spec, max_new_tokens=8, ignore_eos=True)[0]
+        assert out.ids == wanted[0, 30:].tolist()
+    logits, gradients = logits_and_gradients(model, prompt, nullcontext())
+    got, found = logits_and_gradients(model, prompt, applied(model))
+    torch.testing.assert_close(got, logits, atol=1e-4, rtol=0)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(found[key], gradient, atol=1e-4 * float(gradient.std() + 1e-3), rtol=1e-3)
+
+
+# ---- what a config says, and the caller's own cache ----
+
+
+def test_what_the_config_leaves_open_or_says():
+    model = copy.deepcopy(tiny("llama"))
+    for name in ("output_hidden_states", "output_attentions"):
+        model.set_attn_implementation("eager")
+        setattr(model.config, name, True)
+        with pytest.raises(RecipeError, match="outside of applied"), applied(model):
+            model(ids(1, 9))
+        with applied(model):
+            assert model(ids(1, 9), **{name: False}).logits.isfinite().all()
+        assert generate(model, None, [[5, 6, 7]], max_new_tokens=2)[0].ids
+        setattr(model.config, name, False)
+    model.config.use_cache = False
+    with applied(model):
+        assert model(ids(1, 9)).past_key_values is None
+        assert model(ids(1, 9), use_cache=True).past_key_values is not None
+    with applied(model):
+        assert isinstance(model(ids(1, 9), return_dict=False), tuple)
+        assert isinstance(model.model(ids(1, 9), return_dict=False), tuple)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("with_config", [False, True])
+def test_the_callers_own_cache_is_filled(name, with_config):
+    """The loop of the library's documentation: one cache, made first and never taken back from the output."""
+    model, prompt = tiny(name), ids(2, 40)
+
+    def loop(context):
+        cache, new, out = DynamicCache(config=model.config) if with_config else DynamicCache(), prompt, []
+        with torch.no_grad(), context:
+            for step in range(6):
+                new = model(new, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+                out.append(new)
+                assert cache.get_seq_length() == 40 + step
+        return torch.cat(out, 1)
+
+    assert torch.equal(loop(applied(model)), loop(nullcontext()))
+    session = Session(model, "h2o(budget=0.3)")
+    new, wanted = session.read(prompt).argmax(-1, keepdim=True), []
+    for _ in range(6):
+        wanted.append(new)
+        new = session.read(new).argmax(-1, keepdim=True)
+    assert torch.equal(loop(applied(model, "h2o(budget=0.3)")), torch.cat(wanted, 1))
+
+
+def test_caches_that_are_not_filled_are_refused():
+    model = tiny("llama")
+    for cache in (StaticCache(config=model.config, max_cache_len=64), DynamicCache(offloading=True), object()):
+        with pytest.raises(RecipeError, match=r"static|DynamicCache"), applied(model):
+            model(ids(1, 9), past_key_values=cache)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from transformers import Cache
+from transformers import AutoModelForCausalLM, Cache
 
 import tokenmill as tm
 from tiny import ARCHITECTURES, VOCAB, ids, tiny
@@ -394,3 +394,38 @@ def test_without_numba_torch_multiplies(monkeypatch):
         want = model.generate(ids(1, 20), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 20:]
         out = tm.generate(model, None, ids(1, 20).tolist(), "token_recycling", max_new_tokens=8, ignore_eos=True)[0]
         assert out.ids == want.tolist()
+
+
+@pytest.mark.parametrize("how", PACKED)
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3", "phi3", "gpt2"])
+def test_a_packed_model_saves_a_checkpoint_that_loads(name, how, tmp_path):
+    model = packed(name, how)
+    with torch.no_grad():
+        wanted = model(ids(2, 20)).logits
+    model.save_pretrained(tmp_path / "as it is")
+    tiny_tokenizer().save_pretrained(tmp_path / "as it is")
+    loaded, missing = AutoModelForCausalLM.from_pretrained(tmp_path / "as it is", output_loading_info=True)
+    assert not any(missing.values())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(ids(2, 20)).logits, wanted, atol=2e-3 * float(wanted.std()), rtol=0)
+    again, _ = tm.load(str(tmp_path / "as it is"))
+    assert {k: v.shape for k, v in again.state_dict().items()} == {
+        k: v.shape for k, v in tiny(name).state_dict().items()
+    }
+    with torch.no_grad():
+        assert torch.equal(model(ids(2, 20)).logits, wanted)
+    copied = copy.deepcopy(model)
+    copied.save_pretrained(tmp_path / "copy")
+    assert (tmp_path / "copy" / "model.safetensors").stat().st_size > 0
+
+
+def test_a_packed_model_without_numba_saves_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "compiled", lambda: False)
+    for how in ("int8", "int4"):
+        model = pack(copy.deepcopy(tiny("llama")), how)
+        model.save_pretrained(tmp_path / how)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / how)
+        with torch.no_grad():
+            wanted = model(ids(1, 20)).logits
+            off = (loaded(ids(1, 20)).logits - wanted).abs().max() / wanted.std()
+        assert float(off) < (2e-3 if how == "int8" else 0.2)  # torch's int4 product rounds activations

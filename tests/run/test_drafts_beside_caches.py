@@ -7,6 +7,7 @@ import torch
 
 from models.test_engine import evicting, runs_on
 from run.test_speculate import DRAFTS as EVERY_DRAFT
+from run.test_speculate import llama
 from tiny import ids, tiny
 from tokenmill import catalog
 from tokenmill.errors import RecipeError
@@ -96,6 +97,15 @@ def test_chunks_are_read_as_without_a_draft():
             tiny("llama"), None, [prompt(0)], "snapkv(budget=0.3, window=4) + prompt_lookup", **settings
         )[0]
         assert (drafted.ids, drafted.kept) == (alone.ids, alone.kept)
+
+
+@pytest.mark.parametrize("draft", ["prompt_lookup", "token_recycling(nodes=8)", "lookahead", "first_layers(layers=3)"])
+def test_drafts_go_on_where_a_renumbered_text_outgrows_the_context(draft):
+    model, settings = llama(max_position_embeddings=128), {"max_new_tokens": 240, "ignore_eos": True}
+    alone = generate(model, None, [prompt(0)], "streaming_llm(slots=20)", **settings)[0]
+    other = generate(model, None, [prompt(0)], f"streaming_llm(slots=20) + {draft}", **settings)[0]
+    assert (other.ids, other.kept) == (alone.ids, alone.kept)
+    assert other.stats.accepted > 40 or draft.startswith("first_layers"), "more than up to the context's end"
 
 
 @pytest.mark.parametrize("draft", ["prompt_lookup", "token_recycling(nodes=8)", "lookahead"])

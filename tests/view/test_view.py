@@ -73,3 +73,53 @@ def test_shades():
     assert background(0) is None
     assert background(1) != background(-1)
     assert all(re.fullmatch("#[0-9a-f]{6}", background(s)) for s in (1, -1, 0.3))
+
+
+# ---- tables
+
+ROWS = ["short", "prompt_lookup(nodes=4) + typical_acceptance", "first_layers(layers=20, nodes=4)", "[bold]x[/b]"]
+COLUMNS = [
+    terminal.Column("speed\nn=8", ["1.00 [0.90, 1.10]"] * 4, ["1.00"] * 4),
+    terminal.Column("identical", ["100%"] * 4),
+    terminal.Column("a very\nlong heading", ["text of some length"] * 4),
+    terminal.Column("last", ["9"] * 4),
+]
+
+
+def shown(width):
+    table, total = terminal.fitted(
+        terminal.Column("method", ROWS, justify="left"),
+        COLUMNS,
+        width,
+        title="of [/x]",
+        caption="what it is",
+        sections=(0,),
+    )
+    console = Console(width=width or 60)
+    with console.capture() as capture:
+        console.print(table, width=total, crop=False)
+    return capture.get(), total
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 120, None])
+def test_a_table_fits_and_never_cuts_a_name(width):
+    text, total = shown(width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= (width or total)
+    first = "".join(line.split("│")[1].strip() for line in lines if line.startswith("│")).replace(" ", "")
+    assert first == "".join(ROWS).replace(" ", "")
+    assert "of [/x]" in text
+
+
+def test_what_does_not_fit_is_named_and_wide_shows_it():
+    text, _ = shown(60)
+    assert "1.00 [0.90, 1.10]" in text
+    assert "identical" in text
+    assert "text of some length" not in text
+    assert "also show: a very long heading" in " ".join(text.split())
+    assert "1.00 [" not in shown(40)[0]
+    assert "1.00" in shown(40)[0]
+    wide, total = shown(None)
+    assert total > 60
+    assert "text of some length" in wide
+    assert "--wide" not in wide

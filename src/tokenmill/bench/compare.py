@@ -27,14 +27,16 @@ from rich.text import Text
 
 from tokenmill import __version__
 from tokenmill.bench import figures, report, sweep, tasks
-from tokenmill.bench.figures import Interval, Metrics, Pace, Results, Row
+from tokenmill.bench.figures import Choice, Metrics, Pace, Quality, Results, Row, interval_text, sample_size
 from tokenmill.bench.measure import Engine
+from tokenmill.bench.statistics import FEWEST, Interval, ratio_interval
 from tokenmill.bench.store import FILE, Store
 from tokenmill.bench.sweep import DECODE, PICTURE, PREFILL, READING, RowSpec, Sweep
 from tokenmill.errors import InputError, ModelError, StoreError, TokenmillError, did_you_mean
 from tokenmill.method import recipe
 from tokenmill.run.inputs import Record, records
 from tokenmill.run.machine import machine
+from tokenmill.view.terminal import Column, fitted
 
 TRACKS = ("cache", "decode", "depth")
 RUNS = Path("tokenmill-runs")
@@ -54,20 +56,23 @@ def compare(
     seed: int = 0,
     quick: bool = False,
     prompt: str | None = None,
+    wide: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Measure methods side by side; returns the folder with results.json, report.html and recipe.toml.
 
     `methods` are specs (None: all of the track's); one without a budget is measured at every budget. `input` is
     the user's own text (.txt, .md, .jsonl), read for continuation and drift. `prompt` is the text on which the
-    report draws what each method kept. Raises a TokenmillError for everything the user can put right; on Ctrl-C
-    says how to go on and raises KeyboardInterrupt.
+    report of `cache` draws what each method kept. `wide` shows every column of the table. Raises a TokenmillError
+    for everything the user can put right, also an option that the track does not use; on Ctrl-C says how to go on
+    and raises KeyboardInterrupt.
     """
     if track not in TRACKS:
         raise TokenmillError(f"no track '{track}'; {did_you_mean(track, TRACKS)}")
     console = console or Console()
+    _unused_options(track, methods, budgets, prompt)
     if track == "decode":
-        return _compare_decode(console, model, weights, device, methods, input, out, resume, seed, quick)
+        return _compare_decode(console, model, weights, device, methods, input, out, resume, seed, quick, wide)
     deep = track == "depth"
     plan = (tasks.depth_plan if deep else tasks.plan)(quick, own_text=input is not None)
     shares = sweep.check_budgets(plan.budgets if budgets is None else budgets)
@@ -86,6 +91,7 @@ def compare(
         "seed": seed,
         "quick": quick,
         "input": _sha(json.dumps([r.messages or r.text for r in source])) if source else None,
+        "corpus": tasks.SHA256["english.txt"],
         "plan": _sha(json.dumps(asdict(plan))),
         "versions": _versions(),
     }
@@ -94,7 +100,24 @@ def compare(
         return _measure(
             store, console, track=track, model=model, weights=weights, device=device, rows=rows, plan=plan,
             seed=seed, quick=quick, source=source, input=input, prompt=prompt, settings=settings,
+            wide=wide,
         )  # fmt: skip
+
+
+def _unused_options(
+    track: str, methods: Sequence[str] | None, budgets: Sequence[float] | None, prompt: str | None
+) -> None:
+    """An option without effect is a mistake: its user believes that it has one."""
+    if prompt is not None and track != "cache":
+        raise InputError(f"compare {track} draws no picture of what is kept, so --prompt has no effect; leave it out")
+    if budgets is not None and track == "decode":
+        raise InputError("compare decode measures no budgets, so --budgets has no effect; leave it out")
+    for spec in methods or ():
+        sweep.check_track(track, spec)
+    if budgets is not None and methods is not None and not any(map(sweep.takes_budget, methods)):
+        raise InputError(
+            f"none of {', '.join(methods)} is without a budget of its own, so --budgets has no effect; leave it out"
+        )
 
 
 @contextmanager
@@ -110,22 +133,36 @@ def _resumable(console: Console, store: Store, again: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _untimed(console: Console, rows: int) -> Iterator[None]:
+    """Around what is compiled and calibrated before anything is timed: says that it happens, and how long it took."""
+    what = f"every row once ({rows}), so that what is compiled and calibrated at first use is in no timed figure"
+    began = time.perf_counter()
+    with console.status(f"running {what}"):
+        yield
+    console.print(f"Ran {what}: {time.perf_counter() - began:.1f} s.", style="dim", highlight=False, soft_wrap=True)
+
+
 def _noted(console: Console, notes: Sequence[str], refused: dict[str, str]) -> None:
     for note in [*notes, *(f"left out {spec}: {why}" for spec, why in refused.items())]:
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
 
 
 def _finished(
-    store: Store, console: Console, results: BaseModel, drawn: str, toml: str | None, shown: Table,
-    lines: Sequence[str], winner: str | None,
+    store: Store, console: Console, results: BaseModel, drawn: str, toml: str | None, shown: tuple[Table, int],
+    choice: Choice | None, lines: Sequence[str],
 ) -> Path:  # fmt: skip
     """Write the files of a run and print its table, what there is to say to it, and where the files are."""
     path = store.write("results.json", results.model_dump_json(by_alias=True, indent=1) + "\n")
     page = store.write("report.html", drawn)
+    recipe_file = store.folder / "recipe.toml"
     if toml is not None:
-        winner = f"{winner}, in {store.write('recipe.toml', toml)}"
-    console.print(shown)
-    for line in [*lines, *([winner] if winner else []), f"Report: {page}", f"Figures: {path}"]:
+        store.write("recipe.toml", toml)
+    table, width = shown
+    console.print(table, width=width, crop=False)
+    said = [choice.text()] if choice else []
+    files = [f"Report: {page}", f"Figures: {path}", *([f"Recipe: {recipe_file}"] if toml is not None else [])]
+    for line in [*lines, *said, *files]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return store.folder
 
@@ -133,9 +170,9 @@ def _finished(
 def _measure(
     store: Store, console: Console, *, track: str, model: str, weights: str, device: str, rows: list[RowSpec],
     plan: tasks.Plan, seed: int, quick: bool, source: list[Record] | None, input: str | Path | None, prompt: str | None,
-    settings: dict[str, Any],
+    settings: dict[str, Any], wide: bool,
 ) -> Path:  # fmt: skip
-    with console.status(f"loading {model}"):
+    with console.status(Text(f"loading {model}")):
         network, tokenizer = _load(model, weights, device)
     context = _context(network)
     plan = plan.scaled(context)
@@ -153,7 +190,8 @@ def _measure(
         _engine(), network, reader, list(rows), plan, seed, store, own,
         tasks.default_prompt() if prompt is None else prompt,
     )  # fmt: skip
-    refused = work.preflight()
+    with _untimed(console, len(rows)):
+        refused = work.preflight()
     _noted(console, notes, refused)
     _run(work, console)
     cells = store.cells()
@@ -162,6 +200,7 @@ def _measure(
         "weights": weights,
         "settings": settings,
         "chat_format": any(r.messages for r in source or ()) and bool(getattr(tokenizer, "chat_template", None)),
+        "corpus": tasks.SHA256,
         "tasks": [asdict(task) for task in plan.tasks],
         "speed": asdict(plan.speed),
         "quality": figures.QUALITY,
@@ -169,26 +208,28 @@ def _measure(
         "notes": notes,
         "left_out": refused,
     }
-    made = [_row(row, cells, plan, seed) for row in work.rows]
+    measured = {row.spec: _row(row, cells, plan) for row in work.rows}
+    made = [row for row, _ in measured.values()]
+    qualities = {spec: quality for spec, (_, quality) in measured.items() if quality is not None}
     if track == "depth":
         weights_of = environment["products"] = _products(network)
         for row in made:
             row.metrics.operations_share = _operations(row.spec, cells, plan, weights_of)
-        figures.set_against_constant(made)
-    figures.mark(made)
+        figures.set_against_constant(made, qualities)
+    figures.mark(made, qualities)
     made = figures.best_first(made)
-    results = Results(schema=1, track=track, model=model, environment=environment, rows=made)
+    choice = (figures.shallow_winner if track == "depth" else figures.winner)(made, qualities)
+    environment["winner"] = choice.model_dump() if choice else None
+    results = Results(schema=2, track=track, model=model, environment=environment, rows=made)
     drawn = report.depth_html(results) if track == "depth" else report.html(results, _picture(work, cells))
-    best = figures.shallow_winner(made) if track == "depth" else figures.winner(made)
-    toml, won = None, None
-    if best is not None:
-        toml, won = recipe_toml(results, best), f"Winner ({_why(results)}): {best.spec}"
-    return _finished(store, console, results, drawn, toml, table(results, console.width), _closing(results), won)
+    toml = None if choice is None else recipe_toml(results, choice)
+    return _finished(store, console, results, drawn, toml, table(results, None if wide else console.width), choice,
+                     _closing(results))  # fmt: skip
 
 
 def _compare_decode(
     console: Console, model: str, weights: str, device: str, methods: Sequence[str] | None,
-    input: str | Path | None, out: str | Path | None, resume: bool, seed: int, quick: bool,
+    input: str | Path | None, out: str | Path | None, resume: bool, seed: int, quick: bool, wide: bool,
 ) -> Path:  # fmt: skip
     """The track `decode`: see bench/decode.py."""
     from tokenmill.bench import decode, decode_report, prompts
@@ -207,12 +248,13 @@ def _compare_decode(
     }  # fmt: skip
     again = _command("decode", model, weights, device, methods, None, input, folder, seed, quick, None)
     with Store(folder, settings, resume=resume) as store, _resumable(console, store, again):
-        with console.status(f"loading {model}"):
+        with console.status(Text(f"loading {model}")):
             network, tokenizer = _load(model, weights, device)
         _same_weights(store, network, model)
         context = _context(network)
         ids = [prompts.encoded(tokenizer, p, min(1024, context - new - 1)) for p in given]
-        refused = decode.preflight(network, rows, ids[0])
+        with _untimed(console, len(rows)):
+            refused = decode.preflight(network, tokenizer, rows, ids[0])
         _noted(console, [], refused)
         kept = [row for row in rows if row not in refused]
         work = decode.Decoding(network, tokenizer, given, ids, kept, store, new)
@@ -221,22 +263,31 @@ def _compare_decode(
         measured = cells[decode.COST, 0, decode.FULL][0]
         environment = {
             **_environment(network, "decode", model, seed, quick), "weights": weights, "settings": settings,
-            "chat_format": bool(getattr(tokenizer, "chat_template", None)), "new_tokens": new, "pass_cost": measured,
-            "notes": [], "left_out": refused,
+            "chat_format": bool(getattr(tokenizer, "chat_template", None)),
+            "corpus": tasks.SHA256 if input is None else {}, "new_tokens": new, "pass_cost": measured, "notes": [],
+            "left_out": refused,
         }  # fmt: skip
-        made = decode.best_first([decode.row_of(row, cells, given, seed) for row in kept])
-        results = decode.DecodeResults(schema=1, track="decode", model=model, environment=environment, rows=made)
+        made = decode.best_first([decode.row_of(row, cells, given) for row in kept])
+        choice = decode.winner(made, cells)
+        environment["winner"] = choice.model_dump() if choice else None
+        results = decode.DecodeResults(schema=2, track="decode", model=model, environment=environment, rows=made)
         seconds = {int(w): s for w, s in measured["seconds"].items()}
         drawn = decode_report.html(results, seconds, measured["context"])
-        best = decode.winner(made)
-        toml, won = None, None
-        if best is not None:
-            drafts = best.spec != decode.FULL
-            won = f"Winner ({decode.WINNER}): {best.spec if drafts else 'drafting nothing'}"
-            toml = decode.recipe_toml(results, best) if drafts else None
+        toml = None
+        if choice is not None and choice.spec != decode.FULL:  # greedy needs no recipe
+            m = next(row.metrics for row in made if row.spec == choice.spec)
+            of = {"speed": m.speed.mean, "speed_low": m.speed.low, "speed_high": m.speed.high} if m.speed else {}
+            of["tokens_a_pass"] = m.tokens_a_pass.mean if m.tokens_a_pass else None
+            toml = recipe_lines(choice, model, of, environment, "our greedy loop, 1 = as fast")
         curve = ", ".join(f"{w} tokens {s * 1000:.0f} ms" for w, s in sorted(seconds.items()))
-        lines = [f"a pass behind {measured['context']} tokens: {curve}"]
-        return _finished(store, console, results, drawn, toml, decode.table(results, console.width), lines, won)
+        noise = next(row.metrics.speed for row in made if row.spec == decode.FULL)
+        lines = [
+            f"a pass behind {measured['context']} tokens: {curve}",
+            f"The noise of the speeds: our greedy loop against itself measures {interval_text(noise)} "
+            f"(n = {len(given)} prompts)." + (f" n too small: under {FEWEST}." if len(given) < FEWEST else ""),
+        ]
+        shown = decode.table(results, None if wide else console.width)
+        return _finished(store, console, results, drawn, toml, shown, choice, lines)
 
 
 # ---- the run ----------------------------------------------------------------------------------------------------
@@ -264,7 +315,7 @@ class _Left(ProgressColumn):
 def _run(work: Work, console: Console) -> None:
     total, left = work.total(), work.left()
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(), _Left(), console=console, transient=True,
     ) as progress:  # fmt: skip
         bar = progress.add_task("starting", total=total, before=total - left)
@@ -372,30 +423,30 @@ def _environment(network: Any, track: str, model: str, seed: int, quick: bool) -
 Cells = dict[tuple[str, int, str], tuple[Any, float]]
 
 
-def _row(row: RowSpec, cells: Cells, plan: tasks.Plan, seed: int) -> Row:
+def _row(row: RowSpec, cells: Cells, plan: tasks.Plan) -> tuple[Row, Quality | None]:
     def scores(task: tasks.Task, spec: str) -> list[float | None]:
         return [cells[task.name, i, spec][0]["score"] for i in range(task.samples)]
 
     mine = {task.name: scores(task, row.spec) for task in plan.tasks}
     full = {task.name: scores(task, "full") for task in plan.tasks}
-    shown = {
-        task.name: figures.figure(task, mine[task.name], full[task.name], seed + number)
-        for number, task in enumerate(plan.tasks)
-    }
-    quality: Interval | None = None
-    families: dict[str, float] = {}
+    shown = {task.name: figures.figure(task, mine[task.name], full[task.name]) for task in plan.tasks}
+    quality, interval = None, None
     if all(figure is not None for figure in shown.values()):
-        quality, families = figures.quality(plan.tasks, mine, full, seed)  # type: ignore[arg-type]
+        quality = figures.quality(plan.tasks, mine, full)  # type: ignore[arg-type]
+    if quality is not None:
+        interval = quality.interval()
+        if row.method == "full":  # what all others are set against: its own aggregate is 1 by definition
+            interval = Interval(mean=1.0, low=1.0, high=1.0, n=interval.n, method="baseline")
     fast, read = cells[DECODE, 0, row.spec][0], cells[PREFILL, 0, row.spec][0]
     place = plan.speed
-    return Row(
+    made = Row(
         method=row.method,
         spec=row.spec,
         budget=row.budget,
         metrics=Metrics(
-            quality=quality,
+            quality=interval,
             tasks=shown,
-            families=families,
+            families=quality.families if quality else {},
             bytes_share=fast["bytes"] / fast["bytes_untouched"],
             layers_share=_layers(row.spec, cells, plan),
             bytes_held=fast["bytes"],
@@ -406,6 +457,7 @@ def _row(row: RowSpec, cells: Cells, plan: tasks.Plan, seed: int) -> Row:
             seconds=sum(seconds for (_, _, spec), (_, seconds) in cells.items() if spec == row.spec),
         ),
     )
+    return made, quality
 
 
 def _layers(spec: str, cells: Cells, plan: tasks.Plan) -> float | None:
@@ -447,11 +499,10 @@ def _operations(spec: str, cells: Cells, plan: tasks.Plan, size: dict[str, int])
 
 def _pace(cell: dict[str, list[float]], batch: int, context: int, *, faster_is_less: bool) -> Pace:
     mine, full = cell["mine"], cell["untouched"]
-    turns = [b / a if faster_is_less else a / b for a, b in zip(mine, full, strict=True)]
-    value, base = statistics.median(mine), statistics.median(full)
+    found = ratio_interval(full, mine) if faster_is_less else ratio_interval(mine, full)
     return Pace(
-        batch=batch, context=context, value=value, untouched=base,
-        ratio=base / value if faster_is_less else value / base, low=min(turns), high=max(turns),
+        batch=batch, context=context, value=statistics.median(mine), untouched=statistics.median(full),
+        ratio=found.mean, low=found.low, high=found.high, n=found.n,
     )  # fmt: skip
 
 
@@ -494,14 +545,37 @@ def _picture(work: Sweep, cells: Cells) -> dict[str, Any]:
 # ---- what the user reads ----------------------------------------------------------------------------------------
 
 
-def _why(results: Results) -> str:
-    return figures.SHALLOW_WINNER if results.track == "depth" else figures.WINNER
-
-
-def recipe_toml(results: Results, best: Row) -> str:
-    """The winner, as `tokenmill run --recipe-file` reads it."""
+def recipe_lines(
+    choice: Choice, model: str, measured: dict[str, float | None], environment: dict[str, Any], scale: str
+) -> str:
+    """recipe.toml, as `tokenmill run --recipe-file` reads it; it claims no more than the winner line does."""
     text = lambda value: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    m = best.metrics
+    lines = [
+        *([] if choice.decided else ["# The recipe has the best mean, no more: others may be as good."]),
+        f"# Chosen by computation: {choice.text(most=20)}.",
+        '# Use it: tokenmill run --recipe-file recipe.toml "..."',
+        f"recipe = {text(choice.spec)}",
+        f"model = {text(model)}",
+        f"weights = {text(environment['weights'])}",
+        "",
+        f"[measured]  # relative to {scale}",
+        f"n = {choice.n}  # {choice.unit}",
+        f"distinguishable = {text(choice.decided)}  # from every other row that qualifies",
+        f"not_distinguishable_from = {text(choice.rivals)}",
+        *(
+            f"{key} = {value:.6g}" if value % 1 else f"{key} = {value:.1f}"
+            for key, value in measured.items()
+            if value is not None
+        ),
+        f"machine = {text(str(environment['machine']))}",
+        f"date = {text(environment['date'])}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def recipe_toml(results: Results, choice: Choice) -> str:
+    """The row that has the best mean among those that qualify."""
+    m = next(row for row in results.rows if row.spec == choice.spec).metrics
     measured = {
         "quality": m.quality.mean if m.quality else None,
         "quality_low": m.quality.low if m.quality else None,
@@ -511,73 +585,75 @@ def recipe_toml(results: Results, best: Row) -> str:
         "decode_ratio": m.decode.ratio if m.decode else None,
         "prefill_ratio": m.prefill.ratio if m.prefill else None,
     }
-    lines = [
-        f"# Chosen by computation: {_why(results)}.",
-        '# Use it: tokenmill run --recipe-file recipe.toml "..."',
-        f"recipe = {text(best.spec)}",
-        f"model = {text(results.model)}",
-        "",
-        "[measured]  # relative to the untouched model, 1 = as good, as large, as fast",
-        *(
-            f"{key} = {value:.6g}" if value % 1 else f"{key} = {value:.1f}"
-            for key, value in measured.items()
-            if value is not None
-        ),
-        f"machine = {text(str(results.environment['machine']))}",
-        f"date = {text(results.environment['date'])}",
-    ]
-    return "\n".join(lines) + "\n"
+    scale = "the untouched model, 1 = as good, as large, as fast"
+    return recipe_lines(choice, results.model, measured, results.environment, scale)
 
 
 def _spent(results: Results) -> str:
     return "layers" if results.track == "depth" else "bytes"
 
 
-MARKS = {(True, True): "●◆", (True, False): "●", (False, True): "◆", (False, False): ""}
+def marks_of(row: Row) -> str:
+    m = row.metrics
+    return "●" * m.pareto_bytes + "◆" * m.pareto_speed + "≈" * m.within_noise
 
 
-def table(results: Results, width: int) -> Table:
-    """The untouched model, then best first; ● and ◆ mark what no other row beats."""
-    shown = Table(
-        title=f"compare {results.track}: {results.model}",
-        caption=f"● Pareto-optimal in quality against {_spent(results)}, ◆ in quality against decode speed",
-    )
-    shown.add_column("method", overflow="fold")
-    shown.add_column("budget", justify="right")
-    shown.add_column("")
-    deep = results.track == "depth"
-    more = ["operations", "vs constant"] if deep and width >= 120 else []
-    for name in ("quality", _spent(results), *more):
-        shown.add_column(name, justify="right", no_wrap=True)
-    columns = report.columns(results) if width >= 120 else []
-    for column in columns:
-        shown.add_column(column.title, justify="right", no_wrap=True)
-    for name in ("decode",) if deep else ("decode", "prefill"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for row in results.rows:
-        m = row.metrics
-        cells = [
-            report.method_of(row),
-            f"{row.budget:g}" if row.budget is not None else "",
-            MARKS[m.pareto_bytes, m.pareto_speed],
-            f"{m.quality.mean:.2f} [{m.quality.low:.2f}, {m.quality.high:.2f}]" if m.quality else "–",
-            f"{size:.0%}" if (size := figures.size_of(row)) is not None else "–",
-            *report.depth_texts(row)[: len(more)],
-            *(column.text(row) for column in columns),
-            *(f"{pace.ratio:.2f}×" if pace else "–" for pace in ((m.decode,) if deep else (m.decode, m.prefill))),
+def table(results: Results, width: int | None) -> tuple[Table, int]:
+    """The untouched model, then best first, and the table's width; None shows every column, however wide."""
+    deep, rows = results.track == "depth", results.rows
+    paces = [("decode", [row.metrics.decode for row in rows])]
+    paces += [] if deep else [("prefill", [row.metrics.prefill for row in rows])]
+    qualities = [row.metrics.quality for row in rows]
+    speeds = [_pace_column(name, found) for name, found in paces]
+    columns = [
+        Column("", [marks_of(row) for row in rows], justify="left"),
+        Column(f"quality\n{sample_size(qualities, 'texts')}", [*map(interval_text, qualities)]),
+        Column(_spent(results), [_share(figures.size_of(row)) for row in rows]),
+        Column("budget", [f"{row.budget:g}" if row.budget is not None else "" for row in rows]),
+    ]
+    if deep:
+        constant = [row.metrics.against_constant for row in rows]
+        columns += [
+            Column("operations", [_share(row.metrics.operations_share) for row in rows]),
+            Column("vs constant", [*map(interval_text, constant)], [f"{i.mean:+.2f}" if i else "–" for i in constant]),
         ]
-        shown.add_row(
-            *map(Text, cells), style="bold" if row.method == "full" else None, end_section=row.method == "full"
-        )
-    return shown
+    columns.append(speeds[0])
+    for column in report.columns(results):
+        found = [f for row in rows if (f := column.samples(row)) is not None]
+        heading = column.title.replace(", ", ",\n") + (f"\nn={max(found)}" if found else "")
+        columns.append(Column(heading, [column.text(row) for row in rows]))
+    columns += speeds[1:]
+    names = [report.method_of(row) for row in rows]
+    return fitted(
+        Column("method", names, justify="left"), columns, width, title=f"compare {results.track}: {results.model}",
+        sections=(0,), bold=(0,),
+        caption=f"● nothing that holds as few {_spent(results)} is as good within the noise, ◆ nothing as fast is, "
+        "≈ within noise of the best row that qualifies as the winner",
+    )  # fmt: skip
+
+
+def _share(value: float | None) -> str:
+    return f"{value:.0%}" if value is not None else "–"
+
+
+def _pace_column(name: str, paces: Sequence[Pace | None]) -> Column:
+    ratios = [pace.interval if pace else None for pace in paces]
+    short = [f"{ratio.mean:.2f}" if ratio else "–" for ratio in ratios]
+    return Column(f"{name}\n{sample_size(ratios)}", [*map(interval_text, ratios)], short)
 
 
 def _closing(results: Results) -> list[str]:
     cost, speed = results.environment["cost"], results.environment["speed"]
+    kinds = ("decode",) if results.track == "depth" else ("decode", "prefill")
+    full = results.rows[0].metrics
+    noise = [f"{kind} {interval_text(pace.interval)}" for kind in kinds if (pace := getattr(full, kind)) is not None]
+    few = [kind for kind in kinds if (pace := getattr(full, kind)) is not None and pace.n < FEWEST]
     return [
         f"decode: tokens a second at batch {speed['decode_batch']}, context {speed['decode_context']}; "
         f"prefill: batch {speed['prefill_batch']}, context {speed['prefill_context']}; both as ratios to the "
-        "untouched model, measured in turns (its own row, against itself, shows the noise).",
+        "untouched model, in pairs (n) taken in turns.",
+        f"The noise of the speeds: the untouched model against itself measures {', '.join(noise)}."
+        + (f" n too small for {' and '.join(few)}: under {FEWEST} pairs." if few else ""),
         f"One more method and budget costs {cost['one_more_row_seconds']:.1f} s, "
         f"{cost['share_of_this_run']:.1%} of this run ({cost['share_of_a_run_alone']:.0%} of measuring it alone).",
     ]

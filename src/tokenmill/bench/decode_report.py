@@ -7,9 +7,23 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from tokenmill.bench.decode import FULL, LIBRARY, LOOKUP, WINNER, DecodeResults, DecodeRow, _number, winner
-from tokenmill.bench.figures import Interval
-from tokenmill.bench.report import BOTTOM, HEIGHT, LEFT, RIGHT, SHOWN, TOP, WIDTH, _plain, _ticks, _told_environment
+from tokenmill.bench.decode import FULL, LIBRARY, LOOKUP, DecodeResults, _number
+from tokenmill.bench.figures import interval_text
+from tokenmill.bench.report import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    SHOWN,
+    TOP,
+    WIDTH,
+    _plain,
+    _range,
+    _ticks,
+    _told_environment,
+    heading,
+)
+from tokenmill.bench.statistics import Interval
 
 HERE = Path(__file__).parent
 COLOURS = ("#0b6bcb", "#d9480f", "#2b8a3e", "#862e9c", "#e67700", "#0c8599", "#5c677d", "#c2255c")
@@ -54,7 +68,7 @@ def lines(series: Sequence[Line], x_title: str, y_title: str, *, one: bool = Fal
 
 def html(results: DecodeResults, cost: dict[int, float], context: int) -> str:
     """The whole report; `cost` is seconds of a pass by width behind `context` tokens."""
-    best, ours = winner(results.rows), [r for r in results.rows if not r.spec.startswith(("model.", FULL))]
+    ours = [r for r in results.rows if not r.spec.startswith(("model.", FULL))]
     drawn = [r for r in ours if r.metrics.by_position][:8]
     one = cost[min(cost)]
     pass_curve = [(float(w), s / one) for w, s in sorted(cost.items())]
@@ -70,7 +84,7 @@ def html(results: DecodeResults, cost: dict[int, float], context: int) -> str:
         "title": escape(f"compare decode: {results.model}"),
         "style": (HERE / "report.css").read_text(encoding="utf-8"),
         "told": escape(_told_environment(environment)),
-        "winner": _winner(best),
+        "winner": _winner(results),
         "rows": _table(results),
         "positions": lines(places, "position in the draft", "share of passes that drafted so deep and accepted it"),
         "sizes": lines(by_size, "drafted tokens a pass", "times greedy; cost of a pass, 1 token = 1", one=True),
@@ -85,14 +99,15 @@ def html(results: DecodeResults, cost: dict[int, float], context: int) -> str:
     return Template((HERE / "decode_page.html").read_text(encoding="utf-8")).substitute(parts)
 
 
-def _winner(best: DecodeRow | None) -> str:
-    if best is None:
+def _winner(results: DecodeResults) -> str:
+    best = next((row for row in results.rows if results.winner and row.spec == results.winner.spec), None)
+    if best is None or results.winner is None:
         return ""
     m = best.metrics
     if m.speed is None or m.tokens_a_pass is None:
         return ""
     tiles = [
-        (f"{m.speed.mean:.2f}×", f"our greedy loop [{m.speed.low:.2f}, {m.speed.high:.2f}]"),
+        (f"{m.speed.mean:.2f}×", f"our greedy loop {interval_text(m.speed).partition(' ')[2]}, n = {m.speed.n}"),
         (f"{m.against_library.mean:.2f}×" if m.against_library else "–", "model.generate"),
         (f"{m.tokens_a_pass.mean:.2f}", "tokens a pass"),
         (f"{m.identical:.0%}", "of the texts identical"),
@@ -100,26 +115,23 @@ def _winner(best: DecodeRow | None) -> str:
     shown = "".join(
         f'<div class="tile"><b>{escape(a)}</b><span class="soft small">{escape(b)}</span></div>' for a, b in tiles
     )
-    name = "no drafting" if best.spec == FULL else best.spec
-    return (
-        f'<section><h2>Winner: <span class="spec">{escape(name)}</span></h2>'
-        f'<p class="soft small">{escape(WINNER)}; in recipe.toml</p><div class="tiles">{shown}</div></section>'
-    )
+    return f'<section>{heading(results.winner)}<div class="tiles">{shown}</div></section>'
 
 
 def _table(results: DecodeResults) -> str:
     heads = (
         *("method", "speed", "decode", "bound", "× generate", "tokens/pass"),
-        *("accepted", "nodes/pass", "identical", "nats", "extra MB"),
+        *("accepted", "nodes/pass", "identical", "ties", "nats", "extra MB"),
     )
     body = []
     for row in results.rows:
         m = row.metrics
         cells = [
-            f'<span class="spec">{escape({FULL: "greedy, our loop"}.get(row.spec, row.spec))}</span>',
+            f'<span class="spec">{escape({FULL: "greedy, our loop"}.get(row.spec, row.spec))}</span>'
+            + " ≈" * m.within_noise,
             _span(m.speed), _span(m.decoding), _number(m.bound), _span(m.against_library), _span(m.tokens_a_pass),
             f"{m.accepted:.0%}" if m.accepted is not None else "–", f"{m.nodes:.1f}" if m.nodes is not None else "–",
-            f"{m.identical:.0%}", _number(m.nats), f"{m.bytes / 1e6:.1f}",
+            f"{m.identical:.0%}", str(m.ties or ""), _number(m.nats), f"{m.bytes / 1e6:.1f}",
         ]  # fmt: skip
         kind = ' class="full"' if row.spec in (FULL, LIBRARY, LOOKUP) else ""
         body.append(f"<tr{kind}>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
@@ -128,7 +140,7 @@ def _table(results: DecodeResults) -> str:
 
 
 def _span(i: Interval | None) -> str:
-    return f'{i.mean:.2f} <span class="range">[{i.low:.2f}, {i.high:.2f}]</span>' if i else "–"
+    return f"{i.mean:.2f} {_range(i)}" if i else "–"
 
 
 def _categories(results: DecodeResults) -> str:

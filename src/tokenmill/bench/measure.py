@@ -1,7 +1,7 @@
 """One cell of a run: one sample, one recipe, one dictionary of plain numbers.
 
 A prompt is read once for all recipes that decide after the fact; a recipe that drops tokens while the prompt
-is read (acts="walk") reads it itself. Speeds are taken in turns with the untouched model, A B A B.
+is read (acts="walk") reads it itself. Speeds are taken in pairs of turns with the untouched model, A B B A A B.
 """
 
 from __future__ import annotations
@@ -161,13 +161,18 @@ class Trial:
 # ---- speed ------------------------------------------------------------------------------------------------------
 
 
+def order(turn: int) -> tuple[int, int]:
+    """Which side of a pair goes first: each as often, so that neither always finds the machine as the other left it."""
+    return (0, 1) if turn % 2 == 0 else (1, 0)
+
+
 def prefill_cell(engine: Engine, model: Any, ids: Tensor, what: Recipe, speed: Speed) -> dict[str, Any]:
     """Seconds to read a prompt (B, T) in turns, and the most bytes held between two passes."""
     seconds: tuple[list[float], list[float]] = ([], [])
     peaks = [0, 0]
-    for _ in range(speed.turns):
-        for side, chosen in enumerate((UNTOUCHED, what)):
-            session = engine.Session(model, chosen)
+    for turn in range(speed.prefill_turns):
+        for side in order(turn):
+            session = engine.Session(model, (UNTOUCHED, what)[side])
             seconds[side].append(timed(model, lambda session=session: session.read(ids))[0])  # type: ignore[misc]
             peaks[side] = int(session.stats.peak_cache_bytes)
     return {"mine": seconds[1], "untouched": seconds[0], "peak": peaks[1], "peak_untouched": peaks[0]}
@@ -188,8 +193,8 @@ def decode_cell(prompt: Prompt, what: Recipe, speed: Speed) -> dict[str, Any]:
 
     for side in (0, 1):
         steps(side, 1)  # warm
-    for _ in range(speed.turns):
-        for side in (0, 1):
+    for turn in range(speed.turns):
+        for side in order(turn):
             seconds, _ = timed(prompt.model, lambda side=side: steps(side, speed.decode_steps))  # type: ignore[misc]
             rates[side].append(prompt.ids.shape[0] * speed.decode_steps / seconds)
     return {"mine": rates[1], "untouched": rates[0], "bytes": held[1], "bytes_untouched": held[0]}

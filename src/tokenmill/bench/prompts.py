@@ -1,15 +1,14 @@
-"""Prompts for `compare decode`: the user's own, by category, or some made of text and code that ship with Python."""
+"""Prompts for `compare decode`: the user's own, by category, or some made of the shipped text and code."""
 
 from __future__ import annotations
 
-import inspect
+import json
 import random
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenmill.bench.tasks import paragraphs
+from tokenmill.bench.tasks import corpus, paragraphs
 from tokenmill.ops.text import MOST_CHARACTERS, Message, chat_text
 from tokenmill.run.inputs import records
 
@@ -19,7 +18,6 @@ FREE = (
     "Give me five ideas for a rainy weekend with children.", "How do vaccines work?",
     "Describe a market square early in the morning.", "What are the advantages of public libraries?",
 )  # fmt: skip
-MODULES = ("colorsys", "fnmatch", "shlex", "statistics", "textwrap", "posixpath", "base64", "ast")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,8 @@ def default_prompts(each: int, seed: int) -> list[Prompt]:
     """`each` prompts of four categories: what copies much of what was read, and what copies nothing."""
     draw = random.Random(f"prompts/{seed}")
     passages = draw.sample(list(paragraphs()), 2 * each)
-    functions = [_function(module, draw) for module in draw.sample(MODULES, each)]
+    modules: dict[str, dict[str, str]] = json.loads(corpus("functions.json"))
+    functions = [modules[name][draw.choice(sorted(modules[name]))] for name in draw.sample(sorted(modules), each)]
     return [
         *(Prompt("summary", f"Summarise this in two sentences:\n\n{p[:900]}") for p in passages[:each]),
         *(
@@ -43,15 +42,6 @@ def default_prompts(each: int, seed: int) -> list[Prompt]:
         *(Prompt("code", f"Rewrite this function with clearer names and a docstring:\n\n{f[:900]}") for f in functions),
         *(Prompt("free", text) for text in draw.sample(FREE, each)),
     ]
-
-
-def _function(module: str, draw: random.Random) -> str:
-    import importlib
-
-    found = [
-        f for _, f in inspect.getmembers(importlib.import_module(module), inspect.isfunction) if f.__module__ == module
-    ]
-    return textwrap.dedent(inspect.getsource(draw.choice(sorted(found, key=lambda f: f.__name__))))
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:

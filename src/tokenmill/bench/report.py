@@ -10,7 +10,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tokenmill.bench.figures import SHALLOW_WINNER, WINNER, Results, Row, shallow_winner, size_of, winner
+from tokenmill.bench.figures import Choice, Pace, Results, Row, interval_text, size_of
+from tokenmill.bench.statistics import Interval
 
 HERE = Path(__file__).parent
 FAMILIES = {
@@ -40,7 +41,12 @@ class Column:
         figures = [f for task in self.tasks if (f := row.metrics.tasks.get(task))]
         if len(figures) < len(self.tasks):
             return None
-        return sum(f.mean * f.samples for f in figures) / sum(f.samples for f in figures)
+        return sum(f.mean * f.n for f in figures) / sum(f.n for f in figures)
+
+    def samples(self, row: Row) -> int | None:
+        """Samples of all its tasks together; None if one gave no number."""
+        figures = [f for task in self.tasks if (f := row.metrics.tasks.get(task))]
+        return sum(f.n for f in figures) if len(figures) == len(self.tasks) else None
 
     def text(self, row: Row) -> str:
         value = self.value(row)
@@ -103,13 +109,19 @@ def scatter(points: Sequence[Point], x_title: str, *, better: str) -> str:
         kind = " best" * p.best + " full" * (p.row.method == "full")
         out.append(
             f'<g class="point{kind}" data-method="{escape(p.row.method)}"><title>{escape(_told(p.row))}</title>'
-            f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{up(q.low):.1f}" y2="{up(q.high):.1f}"/>'
+            f"{_whisker(q, x, up, floor)}"
             f'<circle class="dot" cx="{x:.1f}" cy="{up(q.mean):.1f}" r="{5.5 if p.best else 4}"/></g>'
         )
     taken = [(across(p.x) - 6, up(_quality(p.row)) - 6, across(p.x) + 6, up(_quality(p.row)) + 6) for p in points]
     for p in front:
         out.append(_label(_short(p.row), across(p.x), up(_quality(p.row)), taken))
     return "".join([*out, "</svg>"])
+
+
+def _whisker(q: Interval, x: float, up: Callable[[float], float], floor: float) -> str:
+    if q.low is None or q.high is None:
+        return ""
+    return f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{up(max(q.low, floor)):.1f}" y2="{up(q.high):.1f}"/>'
 
 
 def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> str:
@@ -152,10 +164,14 @@ def _told(row: Row) -> str:
     m = row.metrics
     parts = [_short(row) if row.method == "full" else row.spec]
     if m.quality:
-        parts.append(f"quality {m.quality.mean:.3f} [{m.quality.low:.3f}, {m.quality.high:.3f}]")
+        parts.append(f"quality {interval_text(m.quality, 3)} (n = {m.quality.n})")
     if m.bytes_share is not None:
         parts.append(f"bytes {m.bytes_share:.1%}")
-    parts += [f"{name} {pace.ratio:.2f}×" for name, pace in (("decode", m.decode), ("prefill", m.prefill)) if pace]
+    parts += [
+        f"{name} {interval_text(pace.interval)}"
+        for name, pace in (("decode", m.decode), ("prefill", m.prefill))
+        if pace
+    ]
     return ", ".join(parts)
 
 
@@ -199,8 +215,12 @@ def _table(results: Results) -> str:
     shown = columns(results)
     heads = [
         ("method", ""),
-        ("", f"● quality against {SPENT[results.track == 'depth'][0]}, ◆ against decode speed"),
-        ("quality", "1 = as the untouched model"),
+        (
+            "",
+            f"● nothing of as few {SPENT[results.track == 'depth'][0]} is as good within the noise, "
+            "◆ nothing as fast is, ≈ within noise of the best row that qualifies as the winner",
+        ),
+        ("quality", "1 = as the untouched model; 95 % interval over texts, and their number"),
     ]
     deep = results.track == "depth"
     heads += [SPENT[deep], *(DEPTH if deep else ())]
@@ -213,20 +233,22 @@ def _table(results: Results) -> str:
     body = []
     for row in results.rows:
         m = row.metrics
-        marks = "●" * m.pareto_bytes + "◆" * m.pareto_speed
+        marks = "●" * m.pareto_bytes + "◆" * m.pareto_speed + "≈" * m.within_noise
         cells = [
             _cell(row.spec, f'<span class="spec">{escape("untouched" if row.method == "full" else row.spec)}</span>'),
             _cell(len(marks), f'<span class="mark">{marks}</span>'),
             _cell(
                 m.quality and m.quality.mean,
-                f"{m.quality.mean:.3f} {_range(m.quality.low, m.quality.high)}" if m.quality else "–",
+                f"{m.quality.mean:.3f} {_range(m.quality)}" if m.quality else "–",
             ),
             _cell(size_of(row), f"{size:.1%}" if (size := size_of(row)) is not None else "–"),
-            *map(_cell, *((m.operations_share, m.against_constant), depth_texts(row)) if deep else ((), ())),
+            *(depth_cells(row) if deep else ()),
             *(_cell(c.value(row), c.text(row), _detail(row, c)) for c in shown),
             *(
                 _cell(
-                    p and p.ratio, f"{p.ratio:.2f}× {_range(p.low, p.high)}" if p else "–", _pace(p, unit) if p else ""
+                    p and p.ratio,
+                    f"{p.ratio:.2f}× {_range(p.interval)}" if p else "–",
+                    _pace(p, unit) if p else "",
                 )
                 for p, unit in ((m.decode, "tokens/s"), (m.prefill, "s"))
             ),
@@ -236,12 +258,13 @@ def _table(results: Results) -> str:
     return f'<table id="rows"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
-def depth_texts(row: Row) -> tuple[str, str]:
+def depth_cells(row: Row) -> tuple[str, str]:
     """The columns DEPTH of a row."""
     m = row.metrics
+    rival = m.against_constant
     return (
-        f"{m.operations_share:.0%}" if m.operations_share is not None else "–",
-        f"{m.against_constant:+.2f}" if m.against_constant is not None else "–",
+        _cell(m.operations_share, f"{m.operations_share:.0%}" if m.operations_share is not None else "–"),
+        _cell(rival and rival.mean, f"{rival.mean:+.2f} {_range(rival)}" if rival else "–"),
     )
 
 
@@ -249,8 +272,9 @@ def _cell(value: object, text: str, title: str = "") -> str:
     return f'<td data-value="{escape("" if value is None else str(value))}" title="{escape(title)}">{text}</td>'
 
 
-def _range(low: float, high: float) -> str:
-    return f'<span class="range">[{low:.2f}, {high:.2f}]</span>'
+def _range(i: Interval) -> str:
+    bounds = "" if i.low is None or i.high is None else f"[{i.low:.2f}, {i.high:.2f}] "
+    return f'<span class="range">{bounds}n={i.n}</span>'
 
 
 def _detail(row: Row, column: Column) -> str:
@@ -258,17 +282,15 @@ def _detail(row: Row, column: Column) -> str:
     for task in column.tasks:
         f = row.metrics.tasks.get(task)
         lines.append(
-            f"{task}: {f.mean:.3f} [{f.low:.3f}, {f.high:.3f}], untouched {f.untouched:.3f}, {f.samples} samples"
-            if f
-            else f"{task}: not a number"
+            f"{task}: {interval_text(f, 3)}, untouched {f.untouched:.3f}, n = {f.n}" if f else f"{task}: not a number"
         )
     return "\n".join(lines)
 
 
-def _pace(pace: Any, unit: str) -> str:
+def _pace(pace: Pace, unit: str) -> str:
     return (
         f"{pace.value:.3g} {unit}, untouched {pace.untouched:.3g} {unit} "
-        f"(batch {pace.batch}, context {pace.context}); turns {pace.low:.2f} to {pace.high:.2f}"
+        f"(batch {pace.batch}, context {pace.context}); {pace.n} pairs of turns"
     )
 
 
@@ -363,7 +385,7 @@ def method_of(row: Row) -> str:
 
 def html(results: Results, picture: dict[str, Any]) -> str:
     """The whole report. `picture`: the tokens of a prompt, and for each spec which of them each layer and head kept."""
-    environment, best = results.environment, winner(results.rows)
+    environment, best = results.environment, _best(results)
     by_size, by_speed = pareto_plots(results)
     drawn = next((row for row in results.rows if row.budget is not None), best)  # the best that evicts
     options = "".join(
@@ -379,7 +401,7 @@ def html(results: Results, picture: dict[str, Any]) -> str:
         "script": sorting + script,
         "data": json.dumps(picture, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         "told": escape(_told_environment(environment)),
-        "winner": _winner(best),
+        "winner": _winner(results),
         "by_size": by_size,
         "by_speed": by_speed,
         "rows": _table(results),
@@ -408,7 +430,7 @@ def _file(name: str) -> str:
 
 def depth_html(results: Results) -> str:
     """The report of `compare depth`."""
-    environment, best = results.environment, shallow_winner(results.rows)
+    environment = results.environment
     by_layers, by_speed = pareto_plots(results)
     style, script = map(_file, ("report.css", "report_table.js"))
     parts = {
@@ -416,7 +438,7 @@ def depth_html(results: Results) -> str:
         "style": style,
         "script": script,
         "told": escape(_told_environment(environment)),
-        "winner": _winner(best, SHALLOW_WINNER),
+        "winner": _winner(results),
         "by_layers": by_layers,
         "by_speed": by_speed,
         "rows": _table(results),
@@ -431,7 +453,7 @@ def depth_html(results: Results) -> str:
 
 SHOWN = (
     "machine", "cores", "threads", "system", "device", "dtype", "weights", "parameters", "versions", "chat_format",
-    "seed", "quick", "date",
+    "seed", "quick", "date", "corpus",
 )  # fmt: skip
 
 
@@ -447,22 +469,34 @@ def _told_environment(environment: dict[str, Any]) -> str:
     )
 
 
-def _winner(best: Row | None, why: str = WINNER) -> str:
-    if best is None or best.metrics.quality is None:
+def _best(results: Results) -> Row | None:
+    return next((row for row in results.rows if results.winner and row.spec == results.winner.spec), None)
+
+
+def heading(choice: Choice) -> str:
+    """The winner's name, or that there is none, above what the figures allow to say."""
+    name = f'Winner: <span class="spec">{escape(choice.spec)}</span>' if choice.decided else "No winner"
+    return f'<h2>{name}</h2><p class="soft small">{escape(choice.text(most=20))}; in recipe.toml</p>'
+
+
+def _winner(results: Results) -> str:
+    best = _best(results)
+    if best is None or results.winner is None or best.metrics.quality is None:
         return ""
     m, q = best.metrics, best.metrics.quality
     tiles = [
-        (f"{q.mean:.2f}", f"quality [{q.low:.2f}, {q.high:.2f}]"),
+        (f"{q.mean:.2f}", f"quality {interval_text(q).partition(' ')[2]}, n = {q.n}"),
         (f"{size_of(best):.0%}", "of the bytes" if m.layers_share is None else "of the layers"),
     ]
-    tiles += [(f"{p.ratio:.2f}×", name) for p, name in ((m.decode, "decode speed"), (m.prefill, "prefill speed")) if p]
+    tiles += [
+        (f"{p.ratio:.2f}×", f"{name} {interval_text(p.interval).partition(' ')[2]}, n = {p.n}")
+        for p, name in ((m.decode, "decode speed"), (m.prefill, "prefill speed"))
+        if p
+    ]
     shown = "".join(
         f'<div class="tile"><b>{escape(a)}</b><span class="soft small">{escape(b)}</span></div>' for a, b in tiles
     )
-    return (
-        f'<section><h2>Winner: <span class="spec">{escape(best.spec)}</span></h2>'
-        f'<p class="soft small">{escape(why)}; in recipe.toml</p><div class="tiles">{shown}</div></section>'
-    )
+    return f'<section>{heading(results.winner)}<div class="tiles">{shown}</div></section>'
 
 
 def _tasks(results: Results) -> str:
@@ -470,7 +504,7 @@ def _tasks(results: Results) -> str:
     lines = []
     for task in results.environment["tasks"]:
         f = full.get(task["name"])
-        score = f"{f.mean:.3f} {_range(f.low, f.high)}" if f else "–"
+        score = f"{f.mean:.3f} {_range(f)}" if f else "–"
         counted = "yes" if f and f.counts else "no"
         lines.append(
             f"<tr><td>{escape(task['name'])}</td><td>{task['samples']}</td><td>{task['length']}</td><td>{score}</td><td>{counted}</td></tr>"

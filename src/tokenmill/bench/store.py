@@ -1,7 +1,8 @@
 """Where a run keeps what it has measured: one row a finished cell, written at once, in one SQLite file.
 
 A killed run loses the cell in progress and nothing else. A folder belongs to one run at a time (a lock that
-dies with its process) and to one set of settings; every row carries a digest, so a damaged file is noticed.
+dies with its process) and to one set of settings. Opening reads every cell, checks its digest and holds the file
+against its own index; afterwards the cells in memory answer, so that a damaged file is noticed once and trusted never.
 """
 
 from __future__ import annotations
@@ -23,8 +24,18 @@ try:
 except ImportError:  # Windows: SQLite's own lock still keeps two writers apart, with a less clear message
     fcntl = None  # type: ignore[assignment]
 
-SCHEMA = 1
+SCHEMA = 2
 FILE, PART, LOCK = "store.sqlite", ".store.part", "lock"
+JOURNALS = ("-journal", "-wal", "-shm")  # what SQLite writes beside a file
+RESULTS = ("results.json", "report.html", "recipe.toml")
+
+
+def _part(name: str) -> str:
+    """The name under which a result file is written before it is whole."""
+    return f".{name}.part"
+
+
+PARTS = {PART, *(PART + end for end in JOURNALS), *map(_part, RESULTS)}
 TABLES = {
     "settings": "CREATE TABLE settings (value TEXT NOT NULL, digest TEXT NOT NULL)",
     "cells": (
@@ -35,7 +46,7 @@ TABLES = {
 
 
 def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()[:32]  # repr: of bytes
 
 
 class Store:
@@ -44,6 +55,7 @@ class Store:
     def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool = False):
         self.folder, self.file = folder, folder / FILE
         self._db: sqlite3.Connection | None = None
+        self._cells: dict[tuple[str, int, str], tuple[Any, float]] = {}
         self._lock = _take_lock(folder)
         try:
             self._open(settings, resume)
@@ -52,7 +64,8 @@ class Store:
             raise
 
     def _open(self, settings: dict[str, Any], resume: bool) -> None:
-        others = [p.name for p in self.folder.iterdir() if p.name not in (LOCK, PART)]
+        self._sweep()
+        others = [p.name for p in self.folder.iterdir() if p.name != LOCK]
         if others and not resume:
             what = "holds a run already" if FILE in others else f"is not empty ({', '.join(sorted(others)[:4])})"
             raise StoreError(f"{self.folder} {what}; give --resume to go on with it, or another --out")
@@ -68,10 +81,18 @@ class Store:
             self._sql("PRAGMA synchronous=FULL")
             self._verify(settings)
 
+    def _sweep(self) -> None:
+        """Remove the half-written files of a run that was killed; the lock is ours, so nobody writes them now."""
+        try:
+            for path in self.folder.iterdir():
+                if path.name in PARTS:
+                    path.unlink()
+        except OSError as error:
+            raise StoreError(f"cannot write in {self.folder}: {error.strerror}; choose another --out") from None
+
     def _create(self, settings: dict[str, Any]) -> None:
         """The file appears whole, under its name, or not at all: one without tables is a damaged one."""
         part = self.folder / PART
-        part.unlink(missing_ok=True)
         text = json.dumps(settings, sort_keys=True)
         with contextlib.closing(sqlite3.connect(part)) as db, db:
             for statement in TABLES.values():
@@ -81,7 +102,7 @@ class Store:
         os.replace(part, self.file)
 
     def _verify(self, settings: dict[str, Any]) -> None:
-        damage = self._sql("PRAGMA quick_check").fetchone()[0]
+        damage = self._sql("PRAGMA integrity_check").fetchone()[0]  # the full one: it holds the index against the rows
         if damage != "ok":
             raise self._corrupt(damage)
         version = self._sql("PRAGMA user_version").fetchone()[0]
@@ -89,13 +110,14 @@ class Store:
             raise StoreError(f"{self.file} has store format {version}, this version writes {SCHEMA}; use another --out")
         found = dict(self._sql("SELECT name, sql FROM sqlite_master WHERE type='table'").fetchall())
         if found != TABLES:
-            raise self._corrupt(f"its tables are {', '.join(sorted(found))}, or have other columns")
+            raise self._corrupt(f"its tables are {', '.join(map(str, found))}, or have other columns")
         rows = self._sql("SELECT value, digest FROM settings").fetchall()
         if len(rows) != 1 or _digest(rows[0][0]) != rows[0][1]:
             raise self._corrupt("the settings do not match their digest")
-        for task, sample, row, seconds, value, digest in self._sql("SELECT * FROM cells"):
+        for task, sample, row, seconds, value, digest in self._sql("SELECT * FROM cells ORDER BY rowid"):
             if _digest(task, sample, row, seconds, value) != digest:
                 raise self._corrupt(f"the cell {task}, sample {sample}, {row} does not match its digest")
+            self._cells[task, sample, row] = json.loads(value), seconds
         before, now = json.loads(rows[0][0]), json.loads(json.dumps(settings))
         if different := list(differences(before, now)):
             raise StoreError(
@@ -104,8 +126,7 @@ class Store:
             )
 
     def done(self, task: str, sample: int, row: str) -> bool:
-        query = "SELECT 1 FROM cells WHERE task=? AND sample=? AND row=?"
-        return self._sql(query, (task, sample, row)).fetchone() is not None
+        return (task, sample, row) in self._cells
 
     def add(self, task: str, sample: int, row: str, value: Any, seconds: float) -> None:
         """Write one finished cell; on return it survives a kill. A cell is never written twice."""
@@ -113,11 +134,11 @@ class Store:
         digest = _digest(task, sample, row, seconds, text)
         with self._said():
             self._sql("INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?)", (task, sample, row, seconds, text, digest))
+        self._cells[task, sample, row] = json.loads(text), seconds
 
     def cells(self) -> dict[tuple[str, int, str], tuple[Any, float]]:
-        """Everything measured so far."""
-        rows = self._sql("SELECT task, sample, row, value, seconds FROM cells ORDER BY rowid")
-        return {(task, sample, row): (json.loads(value), seconds) for task, sample, row, value, seconds in rows}
+        """Everything measured so far, in the order it was measured."""
+        return dict(self._cells)
 
     def close(self) -> None:
         if self._db is not None:
@@ -159,6 +180,10 @@ class Store:
             if "disk I/O" in text:
                 raise StoreError(f"cannot write {self.file} ({text}): is the disk full or gone?") from None
             raise self._corrupt(text) from None
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self.full() from None
+            raise StoreError(f"cannot write {self.file}: {error.strerror}; choose another --out") from None
 
     def full(self) -> StoreError:
         return StoreError(
@@ -169,7 +194,7 @@ class Store:
     def write(self, name: str, text: str) -> Path:
         """A result file: complete or not there at all."""
         path = self.folder / name
-        part = path.with_name(f".{name}.part")
+        part = path.with_name(_part(name))
         try:
             part.write_text(text, encoding="utf-8")
             os.replace(part, path)

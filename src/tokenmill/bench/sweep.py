@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tokenmill import catalog
 from tokenmill.bench import measure
 from tokenmill.bench.store import Store
 from tokenmill.bench.tasks import Plan, Reader, Sample, build, sentences
@@ -68,6 +69,30 @@ def _each_budget(spec: str, budgets: Sequence[float]) -> Iterator[Method | Recip
         yield made
 
 
+def takes_budget(spec: str) -> bool:
+    """Whether a row a budget is made of a spec."""
+    return len(list(_each_budget(spec, (0.5, 0.25)))) > 1
+
+
+# What the methods of a track do; compare decode takes whatever generates.
+VERBS = {"cache": ("score", "keep", "merge", "quantize"), "depth": ("skip",)}
+
+
+def check_track(track: str, spec: str) -> None:
+    """Refuse a spec whose methods the track cannot tell from doing nothing. Raises SpecError."""
+    if track not in VERBS:
+        return
+    made = parse(spec)
+    for method in made if isinstance(made, Recipe) else (made,):
+        if method.verb not in VERBS[track]:
+            names = ", ".join(sorted(name for verb in VERBS[track] for name in catalog.methods(verb)))
+            other = {"skip": "depth", "draft": "decode", **dict.fromkeys(VERBS["cache"], "cache")}.get(method.verb)
+            raise SpecError(
+                f"compare {track} does not measure {method.name}, a {method.verb} method; it takes {names}"
+                + (f"; use compare {other}" if other else "")
+            )
+
+
 def check_budgets(budgets: Sequence[float]) -> tuple[float, ...]:
     for budget in budgets:
         if not 0 < budget <= 1:
@@ -104,7 +129,7 @@ class Sweep:
                 extra = 0.055 * task.tail if task.kind == "drift" else 0.0
                 cell = 0.15 + 0.0015 * (task.tail or 24) + 0.00015 * task.length
                 yield task.name, index, 0.0045 * task.length + extra, cell
-        yield PREFILL, 0, 0.0, 2 * speed.turns * 0.0023 * speed.prefill_context * speed.prefill_batch
+        yield PREFILL, 0, 0.0, 2 * speed.prefill_turns * 0.0023 * speed.prefill_context * speed.prefill_batch
         step = 0.045 + 6e-6 * speed.decode_batch * speed.decode_context
         yield (
             DECODE, 0, 0.0045 * speed.decode_context * speed.decode_batch,

@@ -8,12 +8,14 @@ Scoring the given answer in one pass is exact: all its tokens are right if and o
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import InputError
@@ -54,17 +56,22 @@ class Task:
     measure: str = "exact"  # exact, share, nll, kl: what a sample's figure is
     own_text: bool = False
 
+    def source(self, index: int) -> str:
+        """The text that a sample is made of: samples of one source are no two independent samples."""
+        return f"own/{index}" if self.own_text else f"{self.kind}/{self.needles}/{self.length}/{index}"
+
 
 @dataclass(frozen=True)
 class Speed:
-    """Where speed is measured, always against the untouched model, in the order A B A B."""
+    """Where speed is measured, always against the untouched model, in pairs of turns."""
 
     decode_batch: int
     decode_context: int
     decode_steps: int  # a turn; each side has `turns`
     prefill_batch: int
     prefill_context: int
-    turns: int = 2
+    turns: int = 8
+    prefill_turns: int = 8
 
 
 @dataclass(frozen=True)
@@ -119,10 +126,10 @@ def plan(quick: bool = False, own_text: bool = False) -> Plan:
         return Plan(
             tasks=(
                 *_needles({(384, 1): 1, (384, 3): 1}),
-                Task("recall", "recall", "recall", 1, 384, measure="share", items=6),
+                Task("recall", "recall", "recall", 2, 384, measure="share", items=6),
                 *_text(256, continuation=(2, 16), drift=(2, 12), own=own_text),
             ),
-            speed=Speed(1, decode_context=512, decode_steps=3, prefill_batch=1, prefill_context=128, turns=1),
+            speed=Speed(1, decode_context=512, decode_steps=1, prefill_batch=1, prefill_context=128, prefill_turns=3),
             budgets=(0.25,),
         )
     return Plan(
@@ -131,7 +138,7 @@ def plan(quick: bool = False, own_text: bool = False) -> Plan:
             Task("recall", "recall", "recall", 4, 512, measure="share"),
             *_text(1024, continuation=(3, 128), drift=(3, 64), own=own_text),
         ),
-        speed=Speed(decode_batch=8, decode_context=2048, decode_steps=4, prefill_batch=1, prefill_context=512),
+        speed=Speed(decode_batch=8, decode_context=2048, decode_steps=2, prefill_batch=1, prefill_context=256),
         budgets=(0.5, 0.25, 0.1),
     )
 
@@ -147,8 +154,8 @@ def depth_plan(quick: bool = False, own_text: bool = False) -> Plan:
     return Plan(
         tasks=tuple(replace(task, block=1) for task in tasks),
         speed=Speed(
-            1, decode_context=256, decode_steps=16 if quick else 48, prefill_batch=1, prefill_context=256,
-            turns=1 if quick else 3,
+            1, decode_context=256, decode_steps=2 if quick else 16, prefill_batch=1, prefill_context=256,
+            prefill_turns=2,
         ),
         budgets=(0.9, 0.75) if quick else (0.95, 0.9, 0.75),
         picture_tokens=0,
@@ -158,23 +165,32 @@ def depth_plan(quick: bool = False, own_text: bool = False) -> Plan:
 # ---- text --------------------------------------------------------------------------------------------------------
 
 
+# The default text ships with the package, so that figures do not depend on the Python that measures (see LICENSE.txt).
+CORPUS = Path(__file__).parent / "corpus"
+SHA256 = {
+    "english.txt": "10006498a1b86120b5315b30f04f924aace1a6a64aef18f233a6ec35cb09e6d6",
+    "functions.json": "5a09ce98adabde3c42e825b5ce51b27e02f0b2afb9ca4024cf1d80533ad0f500",
+}
+
+
+def corpus(name: str) -> str:
+    """A file of the shipped corpus; raises InputError if it is not, byte for byte, the one this version measures on."""
+    try:
+        raw = (CORPUS / name).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {CORPUS / name}: {error.strerror}; install Tokenmill again") from None
+    if (found := hashlib.sha256(raw).hexdigest()) != SHA256[name]:
+        raise InputError(
+            f"{CORPUS / name} is not the text this version measures on (its SHA-256 begins with {found[:12]}, "
+            f"not {SHA256[name][:12]}); install Tokenmill again"
+        )
+    return raw.decode("utf-8")
+
+
 @cache
 def paragraphs() -> tuple[str, ...]:
-    """Real English: the prose of Python's own reference, without its code, headings and marks, in a fixed order."""
-    from pydoc_data.topics import topics
-
-    found: dict[str, None] = {}  # a dict keeps order and drops the paragraphs that topics share
-    for _, text in sorted(topics.items()):
-        for block in re.split(r"\n\s*\n", text):
-            lines = [line.strip() for line in block.splitlines()]
-            indented = all(line.startswith("     ") for line in block.splitlines() if line.strip())
-            prose = " ".join(line for line in lines if line and not re.fullmatch(r"\W+", line))
-            prose = re.sub(r"\s+", " ", prose.replace('"', "").replace("*", "")).strip()
-            letters = sum(c.isalpha() or c == " " for c in prose)
-            code = indented or "::=" in prose or ">>>" in prose or "def " in prose
-            if not code and len(prose) > 120 and letters > 0.9 * len(prose) and prose[-1] in ".!?:":
-                found[prose] = None
-    return tuple(found)
+    """Real English: paragraphs of the prose of Python's reference, in a fixed order."""
+    return tuple(corpus("english.txt").rstrip("\n").split("\n"))
 
 
 def sentences(seed: str) -> Iterator[str]:
@@ -237,7 +253,7 @@ class Reader:
 
 def build(task: Task, index: int, seed: int, reader: Reader, own: Sequence[list[int]] = ()) -> Sample:
     """The sample: the same for the same task, index, seed and tokenizer, wherever and whenever it is built."""
-    key = f"{seed}/{task.kind}/{task.needles}/{task.length}/{index}"
+    key = f"{seed}/{task.source(index)}"
     if task.kind == "needle":
         return _needle(task, index, key, reader)
     if task.kind == "recall":

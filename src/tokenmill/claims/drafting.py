@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tokenmill.bench.tasks import paragraphs
@@ -14,6 +15,7 @@ from tokenmill.claims.taught import training_plan
 from tokenmill.claims.verdict import Check, check
 from tokenmill.method import Method, Recipe, get
 from tokenmill.method import recipe as as_recipe
+from tokenmill.models.trained import digest
 from tokenmill.ops.text import as_message
 from tokenmill.run.generate import generate
 
@@ -38,9 +40,8 @@ class Drafted:
     def equal(self, spec: str) -> Check:
         """The text is the one without drafting, on every request."""
         column = self.alike[spec]
-        return check(
-            "share of texts equal to greedy's", (spec, column), ("all", [1.0] * len(column)), "higher", margin=1e-6
-        )
+        every = ("all", [1.0] * len(column))
+        return check("share of texts equal to greedy's", (spec, column), every, "higher", identity=True)
 
     def more(self, spec: str, rival: str, what: str = "tokens a pass") -> Check:
         """The method gives more tokens a pass than its rival."""
@@ -64,31 +65,41 @@ def drafted(
     """
     tokens, out = 24 if lab.quick else 64, Drafted()
     memories: dict[str, dict[str, Any]] = {name: {} for name in carried}
+    columns: tuple[dict[str, list[Any]], ...] = (out.seconds, out.texts, out.a_pass, out.a_node, out.layers)
+    pair = "" if assistant is None else digest(assistant)
     recipes = {GREEDY: None} | {str(spec): as_recipe(spec) for spec in specs}
     asked = prompts or requests(lab)
-    depth = lab.model.config.get_text_config(decoder=True).num_hidden_layers
     for number, prompt in enumerate(asked, 1):
         lab.tick(f"prompt {number} of {len(asked)}")
         for name, recipe in recipes.items():
-            began = time.perf_counter()
-            got = generate(
-                lab.model, None, [prompt], recipe, max_new_tokens=tokens, temperature=temperature, seed=number,
-                memory=memories.get(name), assistant=None if recipe is None else assistant,
-            )[0]  # fmt: skip
-            out.seconds.setdefault(name, []).append(time.perf_counter() - began)
-            out.texts.setdefault(name, []).append(got.ids)
-            out.a_pass.setdefault(name, []).append((len(got.ids) - 1) / max(1, got.stats.forward_calls - 1))
-            out.a_node.setdefault(name, []).append(got.stats.accepted / max(1, got.stats.drafted))
-            out.layers.setdefault(name, []).append(
-                (got.stats.token_layers - depth * len(prompt)) / max(1, len(got.ids) - 1)
-            )
-            out.alike.setdefault(name, []).append(float(got.ids == out.texts[GREEDY][-1]))
+            with_what = {"assistant": None if recipe is None else assistant, "memory": memories.get(name)}
+            answer = partial(_drafted, lab, prompt, recipe, tokens, temperature, number, **with_what)
+            # What a drafter carries on is in no checkpoint: its requests are answered again.
+            key = ("drafted", name, prompt, tokens, temperature, number, pair)
+            values = answer() if name in carried else lab.unit(answer, *key)
+            for column, value in zip(columns, values, strict=True):
+                column.setdefault(name, []).append(value)
+            out.alike.setdefault(name, []).append(float(out.texts[name][-1] == out.texts[GREEDY][-1]))
     for name in recipes:
         lab.note(name, f"tokens a pass{told}", out.a_pass[name])
         lab.note(name, f"share of drafted tokens accepted{told}", out.a_node[name])
         ratios = [a / b for a, b in zip(out.seconds[name], out.seconds[GREEDY], strict=True)]
         lab.note(name, f"seconds against plain decoding, in turns{told}", ratios)
     return out
+
+
+def _drafted(
+    lab: Lab, prompt: list[int], recipe: Recipe | None, tokens: int, temperature: float, seed: int, **with_what: Any
+) -> list[Any]:
+    """The columns of one request."""
+    depth, began = lab.model.config.get_text_config(decoder=True).num_hidden_layers, time.perf_counter()
+    got = generate(
+        lab.model, None, [prompt], recipe, max_new_tokens=tokens, temperature=temperature, seed=seed, **with_what
+    )[0]
+    seconds, new = time.perf_counter() - began, max(1, len(got.ids) - 1)
+    a_pass = (len(got.ids) - 1) / max(1, got.stats.forward_calls - 1)
+    a_node = got.stats.accepted / max(1, got.stats.drafted)
+    return [seconds, got.ids, a_pass, a_node, (got.stats.token_layers - depth * len(prompt)) / new]
 
 
 MEDUSA = "medusa(matrices=16384)"  # the paper's heads: each has an output matrix of its own
@@ -129,20 +140,28 @@ def recalled(
 ) -> dict[str, list[float]]:
     """Which codes hidden in text each spec writes when asked for them, 1 or 0; without drafting under GREEDY."""
     out: dict[str, list[float]] = {}
+    pair = "" if assistant is None else digest(assistant)
     for number, sample in enumerate(lab.needles(seen=True, length=length, each=each), 1):
         lab.tick(f"code {number}")
         first = sample.scored[0]
         prompt, answer = sample.prompt + sample.tail[:first], sample.tail[first:]
         for name, recipe in [(GREEDY, None), *((spec, spec) for spec in specs)]:
-            got = generate(
-                lab.model, None, [prompt], recipe,
-                max_new_tokens=len(answer), temperature=temperature, seed=number, ignore_eos=True,
-                assistant=None if recipe is None else assistant,
-            )[0]  # fmt: skip
-            out.setdefault(name, []).append(float(got.ids == answer))
+            write = partial(_answered, lab, prompt, recipe, len(answer), temperature, number, assistant)
+            ids = lab.unit(write, "recalled", name, prompt, len(answer), temperature, number, pair)
+            out.setdefault(name, []).append(float(ids == answer))
     for name, column in out.items():
         lab.note(name, "share of the codes recalled", column)
     return out
+
+
+def _answered(
+    lab: Lab, prompt: list[int], recipe: str | None, tokens: int, temperature: float, seed: int, assistant: Any
+) -> list[int]:
+    return generate(
+        lab.model, None, [prompt], recipe,
+        max_new_tokens=tokens, temperature=temperature, seed=seed, ignore_eos=True,
+        assistant=None if recipe is None else assistant,
+    )[0].ids  # fmt: skip
 
 
 def requests(lab: Lab, each: int = 1) -> list[list[int]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -13,6 +15,7 @@ import torch
 from tokenmill.bench.figures import FLOOR
 from tokenmill.bench.measure import Engine, Trial, follow, follow_singly, judge
 from tokenmill.bench.tasks import TAIL_ROOM, Reader, Sample, Task, build
+from tokenmill.claims.checkpoint import Checkpoint
 from tokenmill.claims.verdict import NEAR, Check, check, mean
 from tokenmill.errors import ModelError
 from tokenmill.method import Method, Recipe
@@ -31,7 +34,11 @@ Column = tuple[str, list[float]]
 
 
 class Claim(Protocol):
-    """What a file in `papers/` defines."""
+    """What a file in `papers/` defines.
+
+    It may also define MISSING_CONDITION: an essential condition of the paper (size, training, domain) that is absent
+    here. The figures are shown then, and the claim is not testable here.
+    """
 
     CLAIM: str  # what the paper says, as far as it can be asked here
     PAPER: str  # the paper's own figure, and where it was taken
@@ -53,11 +60,21 @@ class Lab:
     figures: dict[str, dict[str, float]] = field(default_factory=dict)  # spec -> quantity -> mean
     reasons: list[str] = field(default_factory=list)  # found in the numbers
     assistant: Any = None  # a smaller model of the same vocabulary, for claims about two models
+    checkpoint: Checkpoint | None = None  # where parts of the measurement are kept until it is complete
 
     def __post_init__(self) -> None:
         self.reader = Reader(self.tokenizer)
         config = self.model.config.get_text_config(decoder=True)
         self.context: int = getattr(config, "max_position_embeddings", None) or 1 << 30
+
+    def unit(self, measure: Callable[[], Any], *key: Any) -> Any:
+        """What `measure` returns, or what a run that was stopped stored of it. `key`: all that it depends on.
+
+        The value is of what JSON has: numbers, text, lists, dictionaries with text as keys.
+        """
+        if self.checkpoint is None:
+            return measure()
+        return self.checkpoint.get(hashlib.sha256(repr(key).encode()).hexdigest()[:24], measure)
 
     # ---- samples ----
 
@@ -100,20 +117,26 @@ class Lab:
         out: dict[str, list[float]] = {}
         for number, sample in enumerate(samples, 1):
             self.tick(f"{quantity}: sample {number} of {len(samples)}")
-            trial = Trial(cast(Engine, engine), self.model, sample, recipes)
-            whole = 0
-            for recipe in recipes:
-                held, logits = _asked(trial, recipe)
-                whole = whole or held
-                out.setdefault(repr(recipe), []).append(_judged(sample, logits, trial.tail))
-                out.setdefault(f"{recipe!r} bytes", []).append(held / whole)
-                if sample.task.kind == "needle":
-                    exact = replace(sample, task=replace(sample.task, measure="exact"))
-                    out.setdefault(f"{recipe!r} recalled", []).append(_judged(exact, logits, trial.tail))
+            measured = self.unit(partial(self._asked, sample, recipes), sample, recipes)
+            for name, value in measured.items():
+                out.setdefault(name, []).append(value)
         for recipe in recipes:
             self.note(repr(recipe), quantity, out.get(repr(recipe), []))
             self.note(repr(recipe), f"{quantity}: share recalled", out.get(f"{recipe!r} recalled", []))
             self.note(repr(recipe), "share of the untouched cache's bytes", out.get(f"{recipe!r} bytes", []))
+        return out
+
+    def _asked(self, sample: Sample, recipes: Sequence[Recipe]) -> dict[str, float]:
+        """One sample's figures, by the names of `columns`."""
+        trial, whole, out = Trial(cast(Engine, engine), self.model, sample, recipes), 0, {}
+        for recipe in recipes:
+            held, logits = _asked(trial, recipe)
+            whole = whole or held
+            out[repr(recipe)] = _judged(sample, logits, trial.tail)
+            out[f"{recipe!r} bytes"] = held / whole
+            if sample.task.kind == "needle":
+                exact = replace(sample, task=replace(sample.task, measure="exact"))
+                out[f"{recipe!r} recalled"] = _judged(exact, logits, trial.tail)
         return out
 
     def note(self, spec: str, quantity: str, values: Sequence[float]) -> None:
@@ -133,6 +156,7 @@ class Lab:
         better: Literal["lower", "higher"] = "lower",
         margin: float = 0.0,
         lacking: str = "",
+        decides: bool = True,
     ) -> list[Check]:
         """The method against each rival, on columns measured together."""
         many = rivals if isinstance(rivals, list | tuple) else [rivals]
@@ -143,7 +167,7 @@ class Lab:
             if not columns and not lacking:
                 lacking = f"the model's context of {self.context} tokens is too short for this text"
             pair = (name, columns.get(name, [])), (other, columns.get(other, []))
-            found.append(check(what, *pair, better, margin=margin, lacking=lacking))
+            found.append(check(what, *pair, better, margin=margin, lacking=lacking, decides=decides))
         return found
 
     def recalls(self, what: str, columns: Mapping[str, list[float]], method: Spec, *, lacking: str = "") -> list[Check]:

@@ -44,6 +44,18 @@ def learn(
     return model.eval()
 
 
+def trained_figures(
+    make: Callable[[], nn.Module],
+    objective: Callable[[Any, Batch], Tensor],
+    figure: Callable[[Any, Batch], dict[str, float]],
+    seed: int,
+    steps: int,
+    tick: Callable[[str], None],
+) -> dict[str, float]:
+    """The figures of a model that was trained for them, as a unit of a claim."""
+    return held_out(learn(make, objective, seed, steps, tick), figure)
+
+
 @torch.no_grad()
 def held_out(model: nn.Module, figure: Callable[[Any, Batch], dict[str, float]]) -> dict[str, float]:
     """The method's figures on text that no model was trained on: the same text for all."""

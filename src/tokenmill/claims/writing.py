@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from statistics import fmean
 
@@ -38,9 +39,8 @@ def written(lab: Lab, specs: Sequence[str], *, tokens: int = 96, each: int = 10)
         for spec in (PEOPLE, *specs):
             ids = people
             if spec != PEOPLE:
-                ids = generate(
-                    lab.model, None, [prompt], spec, max_new_tokens=len(people), seed=number, ignore_eos=True
-                )[0].ids  # fmt: skip
+                write = partial(_continued, lab, prompt, spec, len(people), number)
+                ids = lab.unit(write, "written", spec, prompt, len(people), number)
             out.nats.setdefault(spec, []).append(nats(lab, prompt, ids))
             out.rep.setdefault(spec, []).append(rep(ids))
             out.loops.setdefault(spec, []).append(float(loops(ids)))
@@ -51,6 +51,10 @@ def written(lab: Lab, specs: Sequence[str], *, tokens: int = 96, each: int = 10)
         lab.note(spec, "share of texts that end in a loop", out.loops[spec])
         lab.note(spec, "diversity", out.diversity[spec])
     return out
+
+
+def _continued(lab: Lab, prompt: list[int], spec: str, tokens: int, seed: int) -> list[int]:
+    return generate(lab.model, None, [prompt], spec, max_new_tokens=tokens, seed=seed, ignore_eos=True)[0].ids
 
 
 def openings(lab: Lab, tokens: int, each: int) -> list[tuple[list[int], list[int]]]:

@@ -8,6 +8,7 @@ engine, weights in any number format. On leaving, also by an exception, the hook
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +23,8 @@ from tokenmill.models.architectures import Decoder, decoder_of
 APART, TOGETHER = ("q_proj", "v_proj"), ("qkv_proj", "c_attn")  # what an attention's projections are called
 
 
-@dataclass
-class Mixer:
-    """How much of each adapter is added to what is read next."""
+class Mixer(threading.local):
+    """How much of each adapter is added to what this thread reads next; other threads read the model as it is."""
 
     weights: Tensor | None = None  # (B, 1 or Q, A); None: nothing is added
 

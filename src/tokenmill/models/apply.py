@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from tokenmill.errors import InputError, RecipeError
+from tokenmill.errors import InputError, ModelError, RecipeError
 from tokenmill.method import Method, Recipe
 from tokenmill.method import recipe as as_recipe
 from tokenmill.models.admission import admitted
 from tokenmill.models.architectures import Decoder, decoder_of
 from tokenmill.models.cache import MillCache
-from tokenmill.models.engine import NAME, Pass
+from tokenmill.models.engine import Pass
 from tokenmill.models.lean import lean_of
+from tokenmill.models.owner import configs_of, owner_of
 from tokenmill.models.plan import Plan, plan_of
 
 
@@ -35,6 +38,7 @@ class Engine:
 
     def __init__(self, model: Any, recipe: Recipe, decoder: Decoder | None = None):
         self.decoder = decoder_of(model) if decoder is None else decoder
+        self.owner, self.configs = owner_of(self.decoder.base), configs_of(self.decoder.base, self.decoder.layers)
         self.recipe = recipe
         self.plan = plan_of(recipe, self.decoder)
         self.lean = lean_of(self.decoder)
@@ -59,18 +63,25 @@ class Engine:
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> DecoderOutput:
-        """The decoder's forward: ids (B, Q) to hidden states (B, Q, E)."""
-        for asked in ("output_attentions", "output_hidden_states", "output_router_logits"):
-            if kwargs.get(asked):
-                raise RecipeError(f"{asked}=True: the engine does not keep them; ask the model outside of applied()")
+    ) -> DecoderOutput | tuple[Any, ...]:
+        """The decoder's forward: ids (B, Q) to hidden states (B, Q, E). What a call leaves open the config decides."""
+        config: Any = self.decoder.base.config
+        for name in ("output_attentions", "output_hidden_states", "output_router_logits"):
+            asked = kwargs.get(name)
+            if getattr(config, name, False) if asked is None else asked:
+                raise RecipeError(f"{name}=True: the engine does not keep them; ask the model outside of applied()")
+        if use_cache is None:
+            use_cache = getattr(config, "use_cache", True)
         hidden = self.read(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
-        return DecoderOutput(last_hidden_state=hidden, past_key_values=self.cache if use_cache is not False else None)
+        out = DecoderOutput(last_hidden_state=hidden, past_key_values=self.cache if use_cache is not False else None)
+        return out.to_tuple() if kwargs.get("return_dict") is False else out
 
     def logits(self, last: int, **given: Any) -> Tensor:
         """What the model gives for these inputs: the logits (B, last, V) after the newest tokens, after all for 0."""
         if self.decoder.head is None:
-            return self.decoder.model(**given, use_cache=True, logits_to_keep=last).logits
+            told = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+            with self.owner.serving(self.decoder.base, self, public=False):
+                return self.decoder.model(**given, use_cache=True, logits_to_keep=last, **told).logits
         hidden = self.read(**given, last=last)
         assert self.last is not None
         made = self.last.logits if self.last.new == hidden.shape[1] else None  # else of the newest piece alone
@@ -95,28 +106,33 @@ class Engine:
         assert given is not None
         if given.shape[1] == 0:
             raise InputError("the prompt is empty; give at least one token")
+        if self.decoder.base.training:
+            _refuse_dropout(self.decoder.base)
+            _refuse_checkpoints(self.decoder.base)
         cache = self._cache(past_key_values)
         positions = self._positions(cache, given.shape[0], given.shape[1], attention_mask, position_ids, given.device)
         self.cache = cache
         cache.broken = (
             "a forward pass on this cache ended in an error, so it is incomplete; start again with a new cache"
         )
-        if self._crosses_switch(cache, positions):
-            input_ids, inputs_embeds, positions = self._whole_text(cache, input_ids, positions)
-        pieces = self._pieces(cache, positions)
-        if self.plan.walker is not None:
-            hidden = self._row_by_row(cache, input_ids, inputs_embeds, positions)
-        elif len(pieces) == 1:
-            hidden = self._pass(cache, input_ids, inputs_embeds, positions, last)
-        else:
-            outputs, states = [], []
-            for piece in pieces:
-                ids, embeds = (None if x is None else x[:, piece] for x in (input_ids, inputs_embeds))
-                outputs.append(self._pass(cache, ids, embeds, positions[:, piece]))
-                states.append(self.states)
-            hidden = torch.cat(outputs, 1)
-            self.states = {layer: torch.cat([each[layer] for each in states], 1) for layer in self.states}
-        hidden = hidden[:, -given.shape[1] :]  # of a text that was read again, what is new
+        with self.owner.walking(self.configs):
+            if self._crosses_switch(cache, positions):
+                input_ids, inputs_embeds, positions = self._whole_text(cache, input_ids, positions)
+            pieces = self._pieces(cache, positions)
+            if self.plan.walker is not None:
+                hidden = self._row_by_row(cache, input_ids, inputs_embeds, positions)
+            elif len(pieces) == 1:
+                hidden = self._pass(cache, input_ids, inputs_embeds, positions, last)
+            else:
+                outputs, states = [], []
+                for piece in pieces:
+                    ids, embeds = (None if x is None else x[:, piece] for x in (input_ids, inputs_embeds))
+                    outputs.append(self._pass(cache, ids, embeds, positions[:, piece]))
+                    states.append(self.states)
+                hidden = torch.cat(outputs, 1)
+                self.states = {layer: torch.cat([each[layer] for each in states], 1) for layer in self.states}
+            hidden = hidden[:, -given.shape[1] :]  # of a text that was read again, what is new
+        cache.inference = torch.is_inference_mode_enabled()
         cache.broken = ""
         self.hidden = hidden
         return hidden
@@ -209,10 +225,8 @@ class Engine:
         """
         assert cache.seen is not None
         current = Pass(self.decoder, self._plans[cache.recipe], cache, cache.seen[:, None] + depths, sees)
-        if self.lean is None:
-            return current.through(states[None], layers)[0]
         current.lean = self.lean
-        with self.lean.threads():
+        with self.owner.walking(self.configs), nullcontext() if self.lean is None else self.lean.threads():
             return current.through(states[None], layers)[0]
 
     @staticmethod
@@ -243,20 +257,10 @@ class Engine:
         return F.pad(hidden, (0, 0, positions.shape[1] - 1, 0), value=torch.nan)
 
     def _cache(self, past: Any) -> MillCache:
-        if getattr(past, "is_compileable", False) and not isinstance(past, MillCache):
-            raise RecipeError(
-                f"a {type(past).__name__} cannot hold what a recipe keeps; let generate use its default cache, not a "
-                "static one"
-            )
-        if past is None or (not isinstance(past, MillCache) and past.get_seq_length() == 0):
-            cache = self.new_cache()
-            cache.recording = any(getattr(layer, "record_past", False) for layer in getattr(past, "layers", ()))
-            return cache
+        if past is None:
+            return self.new_cache()
         if not isinstance(past, MillCache):
-            raise RecipeError(
-                f"a filled {type(past).__name__} was made without the recipe; "
-                "start from the whole prompt inside applied()"
-            )
+            return self._taken_over(past)
         if past.broken:
             raise RecipeError(past.broken)
         if len(past.stores) != len(self.decoder.layers):
@@ -264,7 +268,29 @@ class Engine:
                 f"the cache is of a model with {len(past.stores)} layers and this one has {len(self.decoder.layers)}; "
                 "start again with a new cache"
             )
+        if past.inference and not torch.is_inference_mode_enabled():  # its tensors can only be written to in there
+            past.__dict__.update(deepcopy(past).__dict__)
         return past
+
+    def _taken_over(self, past: Any) -> MillCache:
+        """The caller's own empty cache, which becomes one of the recipe's: whoever goes on with it goes on."""
+        kind = type(past).__name__
+        if type(past) is not DynamicCache or past.offloading:
+            raise RecipeError(
+                f"the engine has a cache of its own and cannot fill this {kind}; give an empty DynamicCache that is "
+                "not offloaded, or none, and let generate use its default cache, not a static one"
+            )
+        if past.get_seq_length() > 0:
+            raise RecipeError(
+                f"a filled {kind} was made without the recipe; start from the whole prompt inside applied()"
+            )
+        recording = any(getattr(layer, "record_past", False) for layer in past.layers)
+        past.__dict__.clear()
+        cache: Any = past
+        cache.__class__ = MillCache
+        cache.__init__(self.recipe, len(self.decoder.layers))
+        cache.recording = recording
+        return cache
 
     def _positions(
         self, cache: MillCache, rows: int, new: int, mask: Tensor | None, ids: Tensor | None, device: torch.device
@@ -315,42 +341,51 @@ def applied(model: Any, recipe: str | Method | Recipe | None = None) -> Iterator
                 f"{m!r} chooses tokens, which the library's generate does itself; "
                 + (f'give it logits_processor=tokenmill.processors("{m!r}")' if library else "use tokenmill.generate")
             )
-    with engaged(model, wanted) as engine:
+    engine = engine_of(model, wanted)
+    with engine.owner.serving(engine.decoder.base, engine, public=True):
         yield engine
 
 
-@contextmanager
-def engaged(model: Any, recipe: Recipe) -> Iterator[Engine]:
-    """`applied`, for loops of Tokenmill's own."""
-    engine = Engine(model, recipe, admitted(model, lambda: _unchecked(model)))
-    with _installed(model, engine):
-        yield engine
+def engine_of(model: Any, recipe: Recipe) -> Engine:
+    """An engine for loops of Tokenmill's own, which call it themselves: between its passes the model is as it was."""
+    if getattr(model, "training", False):
+        _refuse_dropout(decoder_of(model).base)
+    devices = {str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}
+    if len(devices) > 1:
+        raise ModelError(
+            f"the model is spread over the devices {', '.join(sorted(devices))} and the engine runs on one; load it "
+            "with a device_map of one device"
+        )
+    return Engine(model, recipe, admitted(model, lambda: _unchecked(model)))
 
 
 @contextmanager
 def _unchecked(model: Any) -> Iterator[Engine]:
-    """The model under the engine without a recipe, while it is found out whether that is right."""
+    """The model, its layers too, under the engine without a recipe, while it is found out whether that is right."""
     engine = Engine(model, Recipe(()))
-    with _installed(model, engine):
+    with engine.owner.serving(engine.decoder.base, engine, public=False), engine.owner.walking(engine.configs):
         yield engine
 
 
-@contextmanager
-def _installed(model: Any, engine: Engine) -> Iterator[None]:
-    base = engine.decoder.base
-    before_forward = base.__dict__.get("forward")
-    config: Any = base.config  # a wrapper's other models, such as its vision tower, go on as they are
-    before_attention = config._attn_implementation_internal
-    config._attn_implementation_internal = NAME
-    base.forward = engine.forward
-    try:
-        yield
-    finally:
-        if before_forward is None:
-            del base.forward
-        else:
-            base.forward = before_forward
-        config._attn_implementation_internal = before_attention
+def _refuse_dropout(module: Any) -> None:
+    """Raise ModelError if what is in there would drop out now: the engine's attention does not."""
+    for part in module.modules():
+        rates = {"p": part.p} if isinstance(part, torch.nn.Dropout) else vars(part)
+        for name, rate in rates.items():
+            if (name == "p" or "drop" in name) and isinstance(rate, float) and rate > 0 and part.training:
+                raise ModelError(
+                    f"the model is in train mode and {type(part).__name__} drops out ({name}={rate:g}), which the "
+                    "engine does not do; call model.eval() first"
+                )
+
+
+def _refuse_checkpoints(base: Any) -> None:
+    """Raise ModelError if the layers of a model in train mode will run again for their gradients."""
+    if torch.is_grad_enabled() and any(getattr(part, "gradient_checkpointing", False) for part in base.modules()):
+        raise ModelError(
+            "the model checkpoints gradients, which runs each layer again, over a cache that has its tokens already; "
+            "call model.gradient_checkpointing_disable(), model.eval(), or use torch.no_grad()"
+        )
 
 
 def _padding_of(mask: Any, new: int, old: int, window: int | None) -> Tensor | None:

@@ -90,7 +90,23 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return device_of(self.model)
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model computes. Weights that are offloaded lie on "meta"; then the hooks that fetch them know.
+
+    Raises ModelError for a model without weights.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type != "meta":
+            return parameter.device
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            if (device := getattr(each, "execution_device", None)) is not None:
+                return torch.device(device)
+    raise ModelError("the model has no weights: they are on the device 'meta'; load them first")
 
 
 def decoder_of(model: Any) -> Decoder:
@@ -149,6 +165,10 @@ def head_of(model: Any, words: int | None = None) -> Callable[[Tensor], Tensor]:
     Gradients flow to the states alone.
     """
     output, finish = model.get_output_embeddings(), logits_of(model.config.get_text_config(decoder=True))
+    if output.weight.is_meta:
+        raise ModelError(
+            "the model's head is offloaded, and what is asked for needs its weights; load it on one device"
+        )
     weight, bias = output.weight.detach()[:words], getattr(output, "bias", None)  # packed: unpacked here, once
     bias = None if bias is None else bias.detach()[:words]
 

@@ -131,6 +131,7 @@ class MillCache(Cache):
         self.recording = False  # tokens may be taken back, so none may leave a window for good in the pass they came in
         self.forgot = False  # tokens have left a sliding window
         self.broken = ""  # why it can no longer be used
+        self.inference = False  # its newest tensors were made in torch.inference_mode
         self.rows: list[MillCache] = []  # one cache a row, for methods that walk rows apart
         self.stash: list[
             tuple[Tensor, Tensor]

@@ -15,20 +15,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
+from transformers import AttentionInterface
 
 from tokenmill.errors import ModelError, RecipeError
 from tokenmill.models.architectures import Decoder
 from tokenmill.models.cache import MillCache, Store
 from tokenmill.models.lanes import SLACK, Lanes, View, compact
 from tokenmill.models.lean import Lean
+from tokenmill.models.owner import NAME, attention_outside, in_pass
 from tokenmill.models.plan import Plan, newest
 from tokenmill.ops.attention import attend
 from tokenmill.ops.budget import asked
 from tokenmill.types import Depth, Exit, Midway, Step, Trace
 
-NAME = "tokenmill"
 # What models hand to their attention and the engine computes, or knows from elsewhere.
 KNOWN = {
     "dropout", "is_causal", "past_key_values", "position_embeddings", "position_ids", "s_aux", "scaling",
@@ -741,9 +740,11 @@ def _widened(state: Any, slots: int) -> Any:
 
 
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-    """What transformers calls for attention while a recipe is applied."""
+    """What transformers calls for attention during a pass of ours, also for another thread's forward of its own."""
     current = _current.get()
     if current is None:
+        if not in_pass():
+            return attention_outside(module)(module, query, key, value, attention_mask, **kwargs)
         raise ModelError(
             f"{type(module).__name__} was called outside of the engine's pass while a recipe is applied; "
             "call the model itself, or leave applied() first"
@@ -765,4 +766,3 @@ def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention
 
 
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -52,6 +52,7 @@ class Product(nn.Module):
 
     bias: Tensor | None
     codes: Tensor
+    transposed = False  # whether the layer it stands for stores its weights (K, N)
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
@@ -298,9 +299,29 @@ def pack(model: Any, weights: str) -> Any:
     head = model.get_output_embeddings()
     packed = head if tied and isinstance(head, Blocks) else Blocks(table.weight.data, bits=8)
     model.set_input_embeddings(Table(table, packed))
+    model.save_pretrained = partial(save_unpacked, model, type(model).save_pretrained)
     for left in model.parameters():  # norms: as they are they would hold the whole mapped file
         left.data = left.data.clone()
     return model.requires_grad_(False)
+
+
+def save_unpacked(model: Any, save: Callable[..., Any], folder: Any, *more: Any, **settings: Any) -> Any:
+    """`save_pretrained` of a packed model: what its weights stand for, in float32 and under their usual names."""
+    if settings.get("state_dict") is None:
+        state = dict(model.state_dict())
+        unpacked: dict[Product, Tensor] = {}  # a head and a table that share their codes share the weights
+        for name, module in model.named_modules(remove_duplicate=False):
+            if not isinstance(module, Product | Table) or name.endswith(".packed"):
+                continue
+            state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+            codes = module.packed if isinstance(module, Table) else module
+            if codes not in unpacked:
+                unpacked[codes] = (codes.weight.T if codes.transposed else codes.weight).contiguous()
+            state[f"{name}.weight"] = unpacked[codes]
+            if isinstance(module, Product) and module.bias is not None:
+                state[f"{name}.bias"] = module.bias
+        settings["state_dict"] = state
+    return save(model, folder, *more, **settings)
 
 
 def pack_linear(module: nn.Module, weights: str, head: nn.Module | None = None) -> None:
@@ -308,7 +329,9 @@ def pack_linear(module: nn.Module, weights: str, head: nn.Module | None = None) 
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear | Conv1D):
             weight = layer.weight.data if isinstance(layer, nn.Linear) else layer.weight.data.T
-            _put(module, name, product("int8" if weights == "int4" and layer is head else weights)(weight, layer.bias))
+            made = product("int8" if weights == "int4" and layer is head else weights)(weight, layer.bias)
+            made.transposed = isinstance(layer, Conv1D)
+            _put(module, name, made)
 
 
 def side_by_side(layers: list[Any]) -> None:

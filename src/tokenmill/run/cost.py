@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
+from tokenmill.models.architectures import context_of
 from tokenmill.run.machine import clock
-from tokenmill.run.session import Session, context_of
+from tokenmill.run.session import Session
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-_measured: dict[tuple[int, int, int], dict[int, float]] = {}
+_measured: WeakKeyDictionary[Any, dict[tuple[int, int], dict[int, float]]] = WeakKeyDictionary()
 
 
 def pass_cost(model: Any, widths: Sequence[int] = WIDTHS, context: int = 256, *, turns: int = 3) -> dict[int, float]:
@@ -21,19 +24,19 @@ def pass_cost(model: Any, widths: Sequence[int] = WIDTHS, context: int = 256, *,
 
     Fewer stand before it where the model's own context ends, and widths that do not fit it are left out.
     """
-    session, limit = Session(model), context_of(model)
+    session, limit = Session(model), context_of(model) or math.inf
     widths = [width for width in widths if width < limit] or [1]
     context = int(max(1, min(context, limit - max(widths))))
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(context + max(widths), device=model.device) * 7919 % vocabulary
+    ids = torch.arange(context + max(widths), device=session.device) * 7919 % vocabulary
     seconds: dict[int, list[float]] = {width: [] for width in widths}
     with session.engaged():
         session.read(ids[None, :context])
         for turn in range(turns + 1):
             for width in widths:
                 began = clock(ids.device)
-                line = torch.ones(width, width, dtype=torch.bool, device=model.device).tril()
-                session.verify(ids[context : context + width], torch.arange(width, device=model.device), line)
+                line = torch.ones(width, width, dtype=torch.bool, device=session.device).tril()
+                session.verify(ids[context : context + width], torch.arange(width, device=session.device), line)
                 if turn:  # the first round warms up
                     seconds[width].append(clock(ids.device) - began)
                 session.accept([])
@@ -66,7 +69,7 @@ class Cost:
 
 def cost_of(model: Any, context: int = 256) -> Cost:
     """What a pass of this model costs; measured once for a model and a number of threads."""
-    key = id(model), torch.get_num_threads(), context.bit_length()
-    if key not in _measured:
-        _measured[key] = pass_cost(model, context=context)
-    return Cost(_measured[key])
+    known, key = _measured.setdefault(model, {}), (torch.get_num_threads(), context.bit_length())
+    if key not in known:
+        known[key] = pass_cost(model, context=context)
+    return Cost(known[key])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,9 +15,10 @@ from torch import Tensor
 from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import Method, Recipe, lineage, method
 from tokenmill.models.apply import Engine
+from tokenmill.models.architectures import context_of
 from tokenmill.models.cache import MillCache
 from tokenmill.ops.trees import above
-from tokenmill.run.session import Session, context_of
+from tokenmill.run.session import Session
 from tokenmill.types import Depth, Step, Tree
 
 
@@ -36,7 +38,7 @@ class Drafter:
 
     def __init__(self, session: Session, read: int, vocabulary: int | None = None):
         self.session = session
-        self.limit = context_of(session.model)  # tokens that it can read
+        self.limit = context_of(session.model) or math.inf  # tokens that it can read
         self._rows = table_rows(session.model)
         self._vocabulary = vocabulary or self._rows
         self._read = read  # tokens of the text its cache holds
@@ -54,7 +56,7 @@ class Drafter:
             line.append(at)
         if self._slots:
             self.session.accept(line)
-        ids = torch.tensor([new[len(line) :]], device=self.session.model.device)
+        ids = torch.tensor([new[len(line) :]], device=self.session.device)
         self._root = self.session.read(ids)[0, : self._vocabulary]  # (V,)
         self._read = len(context)
         self._slots, self._slot_of, self._lines = {}, {-1: -1}, []
@@ -72,7 +74,7 @@ class Drafter:
             sees = torch.zeros(len(new), len(self._lines), dtype=torch.bool)
             for row, line in enumerate(lines):
                 sees[row, line] = True
-            device = self.session.model.device
+            device = self.session.device
             tokens = torch.tensor([tree.tokens[node] for node in new], device=device).clamp(max=self._rows - 1)
             levels = torch.tensor([len(line) - 1 for line in lines], device=device)
             read = self.session.verify(tokens, levels, sees.to(device))[:, : self._vocabulary]
@@ -103,7 +105,7 @@ class Ladder:
         new = [node for node in above(tree, at) if node not in known]
         if not new:
             return
-        cache, engine, device = self.session.cache, self.session._engine, self.session.model.device
+        cache, engine, device = self.session.cache, self.session._engine, self.session.device
         assert cache is not None
         assert cache.seen is not None
         assert engine is not None
@@ -178,7 +180,7 @@ def _shallow(session: Session, source: Method) -> Session:
     assert session.cache is not None
     cache = MillCache(recipe, count)
     cache.stores[:layers] = [store.copy() for store in session.cache.stores[:layers]]
-    cache.columns, cache.seen = session.cache.columns, session.cache.seen
+    cache.columns, cache.seen, cache.shift = session.cache.columns, session.cache.seen, session.cache.shift[:layers]
     out.cache, out._engine = cache, session._engine
     return out
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenmill.errors import InputError, RecipeError
@@ -22,6 +23,7 @@ from tokenmill.run.arguments import Prompt, prompt_rows, refuse_unknown, stop_st
 from tokenmill.run.choose import Chooser
 from tokenmill.run.cost import cost_of
 from tokenmill.run.larger import Larger, beside, larger_model, writing_part
+from tokenmill.run.processors import Processors
 from tokenmill.run.session import Session, Stats
 from tokenmill.run.speculate import speculate
 from tokenmill.run.writing import Mending, Text
@@ -60,6 +62,7 @@ def generate(
     memory: dict[str, Any] | None = None,
     on_text: Callable[[int, str], None] | None = None,
     reward: Callable[[int, list[int]], float] | None = None,
+    generation_config: Any = None,
 ) -> list[Output]:
     """Continue each prompt by up to `max_new_tokens` tokens.
 
@@ -76,30 +79,87 @@ def generate(
     equal texts; give each its own for other ones. Drafts of chosen guesses, such as a table's, leave the text that the
     seed gives without them; where guesses are drawn, as from a draft model, a seed gives one text with each recipe.
 
+    What the model's generation_config asks of logits is done to them as the library's `generate` does it, drafts
+    included: repetition_penalty, no_repeat_ngram_size, bad_words_ids, sequence_bias, suppress_tokens, forced tokens,
+    min_length and min_new_tokens; and its eos_token_id and stop_strings end a text. How tokens are chosen is the
+    recipe's: do_sample, temperature, top_k, top_p, num_beams and the like are not read. `generation_config` overrides
+    the model's in what it sets. The model is not changed, in no moment between two passes; several threads may call.
+
     Raises InputError for prompts that are empty or do not fit the model's context, RecipeError for a recipe that
     cannot run, ModelError for logits that are not finite.
     """
+    steps = _written(
+        model, tokenizer, prompts, recipe, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        seed=seed, stop=stop, ignore_eos=ignore_eos, chunk=chunk, assistant=assistant, memory=memory, on_text=on_text,
+        reward=reward, generation_config=generation_config, chat=chat,
+    )  # fmt: skip
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def stream(model: Any, tokenizer: Any, prompt: Prompt, **knobs: Any) -> Iterator[str]:
+    """`generate` for one prompt, as an iterator of text pieces. The text is written as pieces are asked for.
+
+    Whoever leaves early, or lets go of the iterator, ends the writing with it.
+    """
+    pieces: list[str] = []
+    with closing(_written(model, tokenizer, prompt, on_text=lambda _, text: pieces.append(text), **knobs)) as steps:
+        for _ in steps:
+            yield from pieces
+            pieces.clear()
+    yield from pieces
+
+
+@torch.inference_mode(False)  # what is made here outlives the caller's inference mode: caches, `memory`
+@torch.no_grad()
+def _written(
+    model: Any,
+    tokenizer: Any,
+    prompts: Prompt | Iterable[Prompt] | Tensor,
+    recipe: str | Method | Recipe | None = None,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float | None = None,
+    top_p: float = 1.0,
+    seed: int | Sequence[int] = 0,
+    stop: str | Iterable[str] | None = (),
+    ignore_eos: bool = False,
+    chat: bool | str = False,
+    chunk: int | None = None,
+    assistant: Any = None,
+    memory: dict[str, Any] | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+    reward: Callable[[int, list[int]], float] | None = None,
+    generation_config: Any = None,
+) -> Generator[None, None, list[Output]]:
+    """`generate`, which pauses after each pass."""
     wanted = as_recipe(recipe)
+    decoder_of(model)  # raises for what is no language model
     max_new_tokens, stop = whole_number("max_new_tokens", max_new_tokens), stop_strings(stop)
     chunk = None if chunk is None else whole_number("chunk", chunk)
     rows = prompt_rows(tokenizer, prompts, chat, None if _renumbers(wanted) else context_of(model))
     if tokenizer is None and (stop or on_text is not None):
         raise InputError("stop strings and on_text need the text, and there is no tokenizer; give the model's")
     refuse_too_long(model, wanted, rows, max_new_tokens)
-    ends = frozenset() if ignore_eos else ends_of(model, tokenizer)
     chooser = Chooser.of(wanted, temperature, top_p, seed, len(rows))
     draft, rule, search, heal = map(wanted.get, ("draft", "rule", "search", "heal"))
     if reward is not None and (search is None or "reward" not in search.card.needs):
         raise InputError("reward is for a recipe that seeks texts worth more, such as latent_seek; leave it out")
     mending = Mending(heal, tokenizer, rows) if heal is not None else None
     fed = rows if mending is None else mending.rows
+    processors = Processors(model, fed, max_new_tokens, generation_config)
+    ends = frozenset() if ignore_eos else _ends(processors.ends, tokenizer)
+    stop = (*stop, *(processors.stop if tokenizer is not None else ()))
     writer = _Writer(tokenizer, len(rows), ends, stop, max_new_tokens, on_text, mending, fed)
     without = Recipe(tuple(m for m in wanted if m.verb not in ("draft", "choose")))
     if draft is None and search is None:
         session = Session(model, without)
         began = time.perf_counter()
         with adapting(wanted.get("adapt"), model) as session.adapt, session.engaged():
-            _plain(session, fed, chooser, writer, chunk)
+            yield from _plain(session, fed, chooser, writer, chunk, processors)
         stats = _timed(session, writer, time.perf_counter() - began)
         kept = session.kept()
         return [_output(writer, row, ids, stats, [layer[row] for layer in kept]) for row, ids in enumerate(fed)]
@@ -112,6 +172,12 @@ def generate(
     if search is not None and "larger" in search.card.needs:
         writes, large = writing_part(search, model, without), larger_model(search, model, tokenizer, assistant)
         refuse_too_long(large, wanted, rows, max_new_tokens)
+    if search is not None and processors:
+        raise RecipeError(
+            f"{search!r} searches over the model's own probabilities and generation_config changes them "
+            f"({', '.join(type(p).__name__ for p in processors.rows[0])}); switch that off, for instance with "
+            "generation_config=GenerationConfig(repetition_penalty=1.0)"
+        )
     taught = [learned(search, model)] if search is not None and search.card.trains else []
     out = []
     for row, ids in enumerate(fed):
@@ -124,6 +190,7 @@ def generate(
                     session, ids, draft, chooser,
                     row=row, rule=rule, cost=cost, tokenizer=tokenizer, assistant=assistant,
                     memory={} if alike else memory, chunk=chunk, left=partial(writer.left, row), ends=ends,
+                    processed=partial(processors, row) if processors else None,
                 )  # fmt: skip
             else:
                 assert search is not None
@@ -131,7 +198,9 @@ def generate(
                 steps = _searched(search, session, ids, chooser, writer, row, chunk, taught, ask, reward)
             stack.enter_context(closing(steps))
             for tokens in steps:
-                if writer.add(row, tokens):
+                done = writer.add(row, tokens)
+                yield
+                if done:
                     break
             writer.close(row)
         stats = _timed(session, writer, time.perf_counter() - began, row)
@@ -139,11 +208,18 @@ def generate(
     return out
 
 
-def _plain(session: Session, rows: list[list[int]], chooser: Chooser, writer: _Writer, chunk: int | None) -> None:
+def _plain(
+    session: Session, rows: list[list[int]], chooser: Chooser, writer: _Writer, chunk: int | None,
+    processors: Processors,
+) -> Generator[None]:  # fmt: skip
     logits = session.read(rows, chunk=chunk)
     while True:
+        if processors:
+            texts = [[*ids, *new] for ids, new in zip(rows, writer.ids, strict=True)]
+            logits = torch.cat([processors(i, logits[i : i + 1], [text]) for i, text in enumerate(texts)])
         tokens = chooser(logits if writer.mending is None else writer.mending(logits))
         done = [writer.add(row, [token]) for row, token in enumerate(tokens.tolist())]
+        yield
         if all(done):
             return
         logits = session.read(tokens[:, None])
@@ -282,10 +358,13 @@ def _renumbers(recipe: Iterable[Method]) -> bool:
 
 
 def ends_of(model: Any, tokenizer: Any) -> frozenset[int]:
-    found = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(found if isinstance(found, list | tuple) else [found])
-    ends.add(getattr(tokenizer, "eos_token_id", None))
-    return frozenset(e for e in ends if e is not None)
+    """Tokens that end a text: those of the model's generation_config, or the tokenizer's where it has none."""
+    return _ends(Processors(model, [], 0).ends, tokenizer)
+
+
+def _ends(found: frozenset[int], tokenizer: Any) -> frozenset[int]:
+    token = getattr(tokenizer, "eos_token_id", None)
+    return found or frozenset([] if token is None else [token])
 
 
 def _timed(session: Session, writer: _Writer, seconds: float, row: int | None = None) -> Stats:
@@ -296,24 +375,3 @@ def _timed(session: Session, writer: _Writer, seconds: float, row: int | None = 
 
 def _output(writer: _Writer, row: int, ids: list[int], stats: Stats, kept: list[list[list[int]]]) -> Output:
     return Output(writer.text(row), writer.ids[row], stats, ids, kept)
-
-
-def stream(model: Any, tokenizer: Any, prompt: str, **knobs: Any) -> Iterator[str]:
-    """`generate` for one prompt, as an iterator of text pieces."""
-    import queue
-    import threading
-
-    pieces: queue.Queue[str | BaseException | None] = queue.Queue()
-
-    def work() -> None:
-        try:
-            generate(model, tokenizer, prompt, on_text=lambda _, text: pieces.put(text), **knobs)
-            pieces.put(None)
-        except BaseException as error:
-            pieces.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    while (piece := pieces.get()) is not None:
-        if isinstance(piece, BaseException):
-            raise piece
-        yield piece

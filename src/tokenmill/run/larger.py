@@ -30,7 +30,7 @@ class Larger:
         """(1, V)."""
         # One table may be padded further than the other.
         rows, vocabulary = table_rows(self.session.model), table_rows(self.writer.model)
-        ids = torch.tensor([[*self.missed, *new]], device=self.session.model.device).clamp(max=rows - 1)
+        ids = torch.tensor([[*self.missed, *new]], device=self.session.device).clamp(max=rows - 1)
         logits = self.session.read(ids)[:, :vocabulary]
         logits = F.pad(logits, (0, vocabulary - logits.shape[1]), value=-torch.inf)
         self.missed = []

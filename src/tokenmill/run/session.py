@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +23,8 @@ from torch import Tensor
 from tokenmill.errors import InputError, ModelError, RecipeError
 from tokenmill.method import Method, Recipe
 from tokenmill.method import recipe as as_recipe
-from tokenmill.models.apply import Engine, engaged
+from tokenmill.models.apply import Engine, engine_of
+from tokenmill.models.architectures import context_of, device_of
 from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import Pass
 from tokenmill.models.lanes import compact
@@ -67,12 +68,6 @@ def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
     return ids, torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
 
 
-def context_of(model: Any) -> float:
-    """How many tokens the model has positions for; infinite where its configuration names no end."""
-    config = model.config.get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None) or math.inf
-
-
 class Session:
     """One cache under one recipe. Inference only."""
 
@@ -84,17 +79,22 @@ class Session:
         self._stats = Stats()
         self._engine: Engine | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return device_of(self.model)
+
     @contextmanager
     def engaged(self) -> Iterator[Engine]:
-        """Put the model under the engine for several calls; read() alone does so for one."""
+        """One engine for several calls; read() alone makes one for itself. The model is changed by neither."""
         if self._engine is not None:
             yield self._engine
             return
-        with engaged(self.model, self.recipe) as self._engine:
-            try:
-                yield self._engine
-            finally:
-                self._engine = None
+        self._engine = engine_of(self.model, self.recipe)
+        try:
+            yield self._engine
+        finally:
+            self._engine = None
 
     def read(
         self,
@@ -119,9 +119,7 @@ class Session:
         if valid is not None:
             order = valid.long().argsort(dim=-1, stable=True)
             ids, valid = ids.gather(1, order), valid.gather(1, order)
-        ids, valid = ids.to(self.model.device), None if valid is None else valid.to(self.model.device)
-        if self.adapt is not None:
-            self.adapt(ids, valid)
+        ids, valid = ids.to(self.device), None if valid is None else valid.to(self.device)
         many = all_logits or last > 1
         want = 0 if all_logits else last
         pieces = [(ids, valid)]
@@ -132,7 +130,8 @@ class Session:
             if any(m is not None and not bool(m.any(-1).all()) for _, m in pieces):
                 raise InputError("chunks need rows of similar length: a whole chunk of one row would be padding")
         out: list[Tensor] = []
-        with torch.no_grad(), self.engaged() as engine:
+        adapted = nullcontext() if self.adapt is None else self.adapt(ids, valid)
+        with torch.no_grad(), adapted, self.engaged() as engine:
             for piece, mask in pieces:
                 logits = self._forward(engine, piece, mask, want if all_logits else min(want, piece.shape[1]))
                 if all_logits or not out:
@@ -165,7 +164,7 @@ class Session:
         return ids.long(), valid.bool()
 
     def _forward(self, engine: Engine, ids: Tensor, valid: Tensor | None, want: int) -> Tensor:
-        began = clock(self.model.device)
+        began = clock(self.device)
         mask = None
         if valid is not None:
             older = self.cache.columns if self.cache is not None else 0
@@ -210,6 +209,14 @@ class Session:
         with torch.no_grad():
             assert isinstance(self._pass, Pass)
             self._pass.accept(nodes)
+
+    def positions_left(self) -> float:
+        """How many more tokens the model has positions for: those in the cache, where the recipe renumbers them."""
+        assert self.cache is not None
+        assert self.cache.seen is not None
+        limit = context_of(self.model)
+        shift = min((int(shift.min()) for shift in self.cache.shift), default=0)
+        return math.inf if limit is None else limit - int(self.cache.seen.max()) + shift
 
     def before_decision(self) -> float:
         """How many more tokens the cache may take in one pass, while the session is engaged.
@@ -387,9 +394,9 @@ def read_once(
             below[:] = [trace]
 
         engine.observe = observe
-        began = clock(model.device)
+        began = clock(whole.device)
         reading.logits = whole.read(ids, valid=valid)
-        reading.seconds = clock(model.device) - began - sum(reading.decision_seconds.values())
+        reading.seconds = clock(whole.device) - began - sum(reading.decision_seconds.values())
     return reading
 
 

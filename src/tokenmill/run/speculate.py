@@ -21,7 +21,7 @@ from tokenmill.ops.trees import chain, depths, from_root
 from tokenmill.run import drafter as reading
 from tokenmill.run.choose import Chooser
 from tokenmill.run.machine import clock
-from tokenmill.run.session import Session, context_of
+from tokenmill.run.session import Session
 from tokenmill.types import Draft, Growth, Guess, Said, Tree, Verified
 
 # Newest prompt tokens whose logits a drafter is shown. The head over 256 of them costs as much as a dozen tokens and
@@ -46,8 +46,10 @@ def speculate(
     chunk: int | None = None,
     left: Callable[[], float] = lambda: math.inf,
     ends: frozenset[int] = frozenset(),
+    processed: Callable[[Tensor, Sequence[Sequence[int]]], Tensor] | None = None,
 ) -> Generator[list[int]]:
     """Tokens of one row, a list for each pass. `chooser` says how tokens are chosen, its `row` who draws.
+    `processed` is what is done to logits (N, V) before, given the ids that each of them follows.
 
     Under a lossless rule what comes out is what the chooser says after exactly the text that precedes it, so greedy
     output equals plain greedy decoding and drawn output has the model's distribution. The recipe's cache methods see
@@ -64,12 +66,13 @@ def speculate(
         drawn_from = taught(grown(draft))
         if drawn_from is not None and "above" in drawn_from.card.needs:
             engine.watched = watched(drawn_from, session.model)
-        ids = torch.tensor([prompt], device=session.model.device)
+        ids = torch.tensor([prompt], device=session.device)
         shown = PROMPT if any("prompt" in m.card.needs for m in lineage(draft)) else SHOWN
         shown = min(shown, 1 + (len(prompt) - 1) % (chunk or len(prompt)))  # tokens of the last piece
         logits = session.read(ids, last=shown, chunk=chunk)
         logits = logits if logits.ndim == 3 else logits[:, None]
-        text = [*prompt, int(chooser(logits[0, -1:], row))]
+        newest = logits[0, -1:] if processed is None else processed(logits[0, -1:], [prompt])
+        text = [*prompt, int(chooser(newest, row))]
         context = ids.new_tensor(text)
         hidden = session.hidden()[0, -shown:]
         seen = Verified(
@@ -77,7 +80,6 @@ def speculate(
             hidden=hidden, before=F.pad(ids[0], (1, 0), value=-1)[-shown - 1 : -1],
             states={layer: states[0, -shown:] for layer, states in session.states().items()},
         )  # fmt: skip
-        limit = context_of(session.model)
         judging = [learned(rule, session.model)] if rule.card.trains else []
         drafters = [
             stack.enter_context(reading.engaged(m, session, prompt, tokenizer, assistant))
@@ -90,17 +92,20 @@ def speculate(
             stack.callback(propose.remember, memory)
         yield text[-1:]
         while True:
-            guess = propose(seen, min(limit - len(text), session.before_decision() - 1, left() - 1))
+            room = session.positions_left() - 1
+            guess = propose(seen, min(room, session.before_decision() - 1, left() - 1))
             read, parents = [text[-1], *guess.tokens.tolist()], guess.parents.tolist()
             tokens, nodes = context.new_tensor(read), len(parents)
             levels, line = from_root(parents, tokens.device)
             blanks, beyond = propose.blanks, None
-            if len(blanks) and limit - len(text) > nodes + len(blanks):
+            if len(blanks) and room > nodes + len(blanks):
                 behind = levels[-1] + 1 + torch.arange(len(blanks), device=levels.device)
                 logits = session.verify(tokens, torch.cat([levels, behind]), _behind(line, len(blanks)), blanks)
                 logits, beyond = logits.split((nodes + 1, len(blanks)))
             else:
                 logits = session.verify(tokens, levels, line)
+            if processed is not None:
+                logits = processed(logits, _texts(text, guess.tokens.tolist(), parents))
             hidden = session.hidden()[0, : nodes + 1]
             said = Said(
                 probabilities=partial(_row, chooser, logits),
@@ -132,6 +137,14 @@ def _behind(line: Tensor, count: int) -> Tensor:
     out = F.pad(line, (0, count, 0, count))
     out[-count:, : len(line)] = line[-1]
     out[-count:, len(line) :] = torch.ones(count, count, dtype=torch.bool, device=line.device).tril()
+    return out
+
+
+def _texts(text: list[int], tokens: list[int], parents: list[int]) -> list[list[int]]:
+    """The ids up to the newest token, then up to each node of a tree below it."""
+    out = [text]
+    for token, parent in zip(tokens, parents, strict=True):
+        out.append([*out[parent + 1], token])
     return out
 
 

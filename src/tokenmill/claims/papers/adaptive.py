@@ -23,7 +23,7 @@ def measure(lab: Lab) -> list[Check]:
         what = f"{share:.0%} of the cache, question {when}, nats a token of the answer"
         checks += lab.compare(what, answers, mine, rival, lacking=lab.unable(answers))
     nats = lab.columns(lab.text(), [mine, rival], "nats a token of real text")
-    checks += lab.compare(f"{share:.0%} of the cache, nats a token of text", nats, mine, rival)
+    checks += lab.compare(f"{share:.0%} of the cache, nats a token of text", nats, mine, rival, decides=False)
     heads = getattr(lab.model.config.get_text_config(decoder=True), "num_key_value_heads", 0)
     lab.because(
         0 < heads <= 4, f"this model has {heads} key/value heads a layer to share a budget among; the paper's have 8"

@@ -63,7 +63,7 @@ def measure(lab: Lab) -> list[Check]:
         lab.note(repr(spec), "mean layers a token", [average])
     loss = lab.compare("", nats, gentle, None)[0].difference
     lab.because(
-        loss is not None and loss.low > NEAR,
+        loss is not None and (loss.low or 0) > NEAR,
         f"already at {gentle!r}, {means[gentle]:.1f} of {layers} layers a token, text costs "
         f"{loss.mean if loss else 0:.2f} nats a token more: this model has no layers to spare without training",
     )

@@ -110,6 +110,19 @@ def figures(model: Duo, ids: Tensor, seed: int) -> dict[str, dict[str, float]]:
     return told
 
 
+def _rival_nats(name: str, seed: int, steps: int, rows: int, tick: Callable[[str], None]) -> float:
+    return judged(learn(partial(rival, name), _plain, seed, steps, tick), text().judged(rows, LENGTH))
+
+
+def _own_figures(seed: int, steps: int, rows: int, tick: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    model = learn(lambda: Duo(BIG, LAYERS, SIZE), objective, seed, steps, tick)
+    tick("every route of every token")
+    assert isinstance(model, Duo)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return figures(model, text().judged(rows, LENGTH), seed)
+
+
 def measure(lab: Lab) -> list[Check]:
     steps, rows = (QUICK_STEPS, 4) if lab.quick else (STEPS, 16)
     told: dict[str, list[dict[str, float]]] = {}
@@ -120,15 +133,10 @@ def measure(lab: Lab) -> list[Check]:
 
         for name in (EVERYWHERE, ONCE):
             count = round(steps * operations() / operations(name))
-            trained = learn(partial(rival, name), _plain, seed, count, tick)
-            told.setdefault(name, []).append({NATS: judged(trained, text().judged(rows, LENGTH)), "steps": count})
-        model = learn(lambda: Duo(BIG, LAYERS, SIZE), objective, seed, steps, tick)
-        tick("every route of every token")
-        assert isinstance(model, Duo)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for name, found in figures(model, text().judged(rows, LENGTH), seed).items():
-                told.setdefault(name, []).append(found)
+            nats = lab.unit(partial(_rival_nats, name, seed, count, rows, tick), name, seed, count, rows)
+            told.setdefault(name, []).append({NATS: nats, "steps": count})
+        for name, found in lab.unit(partial(_own_figures, seed, steps, rows, tick), seed, steps, rows).items():
+            told.setdefault(name, []).append(found)
     for way, many in told.items():
         for quantity in many[0]:
             lab.note(way, quantity, [f[quantity] for f in many])

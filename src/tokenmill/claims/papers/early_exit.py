@@ -20,7 +20,8 @@ CLAIM = (
     "stopping all tokens after as many layers."
 )
 PAPER = "T5 of 8 decoder layers, trained with a loss at every layer: a third to a half of the layers on average"
-BEYOND = "training the model to be read in the middle, which the paper does, and its calibrated threshold"
+BEYOND = "its calibrated threshold"
+MISSING_CONDITION = "the paper trains its model with a loss at every layer, so that a head can read the middle ones"
 
 
 @method(verb="skip", title="", acts="exit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import partial
 from itertools import product
 
 from tokenmill.claims.lab import Lab
@@ -64,10 +65,11 @@ def measure(lab: Lab) -> list[Check]:
         for kind, names in facts:
             lab.tick(f"seed {seed}: {kind}")
             prompt, right = _prompt(kind, seed), set(names.split())
-            for spec in (SPEC, RANKS):
-                out = generate(lab.model, lab.tokenizer, prompt, spec, max_new_tokens=ANSWERS * (LENGTH + 1))
-                found[spec].append(_new(out[0].text.split("\n"), right))
-            found[DRAWN].append(_new(_drawn(lab, prompt, seed), right))
+            for spec in found:
+                answers = lab.unit(
+                    partial(_drawn if spec == DRAWN else _written, lab, prompt, seed, spec), prompt, spec
+                )
+                found[spec].append(_new(answers, right))
     for spec, samples in found.items():
         for n in range(ITERATIONS):
             lab.note(spec, f"new right answers of iteration {n + 1}", [sample[n] for sample in samples])
@@ -85,7 +87,12 @@ def _prompt(kind: str, seed: int) -> str:
     return f"{asked} {some} {kind}.{LEAD}"
 
 
-def _drawn(lab: Lab, prompt: str, seed: int) -> list[str]:
+def _written(lab: Lab, prompt: str, seed: int, spec: str) -> list[str]:
+    out = generate(lab.model, lab.tokenizer, prompt, spec, max_new_tokens=ANSWERS * (LENGTH + 1))
+    return out[0].text.split("\n")
+
+
+def _drawn(lab: Lab, prompt: str, seed: int, spec: str = DRAWN) -> list[str]:
     """As many answers as ICN gives, each drawn from its first token on where ICN's go on."""
     prompt += OPENING
     return [

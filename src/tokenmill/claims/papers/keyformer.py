@@ -31,7 +31,7 @@ def measure(lab: Lab) -> list[Check]:
     ]
     against_h2o = checks[:2]
     lab.because(
-        any(c.outcome == "fails" for c in against_h2o)
+        any(c.outcome != "supported" for c in against_h2o)
         and all(c.difference is not None and abs(c.difference.mean) < NEAR for c in against_h2o),
         f"noise and temperature change the text's loss by less than {NEAR} nats either way: the tokens that H2O keeps "
         "already lie close to the whole cache here, so little is left to gain",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
+from functools import partial
 
 from tokenmill.claims.lab import Lab
 from tokenmill.claims.verdict import Check, check
@@ -37,7 +38,10 @@ def measure(lab: Lab) -> list[Check]:
         for number in range(each):
             lab.tick(f"seed {seed}: question {number + 1} of {each}")
             prompt, answer = _question(draw)
-            _asked(lab, lab.reader.ids(prompt), str(answer), 1000 * seed + number, right, other)
+            measure = partial(_asked, lab, lab.reader.ids(prompt), str(answer), 1000 * seed + number)
+            for name, (good, also) in lab.unit(measure, prompt, answer, seed, number).items():
+                right[name].append(good)
+                other[name].append(also)
     for name, values in right.items():
         lab.note(name, "share of answers right", values)
         lab.note(name, "answers written for one question" if name in (KNOWING, "draws") else CHANGED, other[name])
@@ -52,18 +56,17 @@ def measure(lab: Lab) -> list[Check]:
     ]
 
 
-def _asked(
-    lab: Lab, prompt: list[int], answer: str, seed: int, right: dict[str, list[float]], other: dict[str, list[float]]
-) -> None:
+def _asked(lab: Lab, prompt: list[int], answer: str, seed: int) -> dict[str, tuple[float, float]]:
+    """For each way to answer: whether it is right, and a number that is shown beside."""
     texts: set[tuple[int, ...]] = set()
+    told: dict[str, tuple[float, float]] = {}
 
     def knows(row: int, ids: list[int]) -> float:
         texts.add(tuple(ids))
         return 0.0 if _right(lab, ids, answer) else -1.0
 
     def tell(name: str, good: bool, also: int) -> None:
-        right[name].append(float(good))
-        other[name].append(also)
+        told[name] = float(good), float(also)
 
     greedy = generate(lab.model, None, [prompt], max_new_tokens=TOKENS)[0]
     tell("greedy", _right(lab, greedy.ids, answer), 0)
@@ -78,6 +81,7 @@ def _asked(
         for n in range(len(texts))
     ]
     tell("draws", any(_right(lab, ids, answer) for ids in drawn), len(drawn))
+    return told
 
 
 def _right(lab: Lab, ids: list[int], answer: str) -> bool:

@@ -47,7 +47,7 @@ def measure(lab: Lab) -> list[Check]:
     unable = lab.unable(answers)
     spared = lab.recalls("", answers, gentler)
     lab.because(
-        bool(spared) and spared[0].outcome == "holds",
+        bool(spared) and spared[0].outcome == "supported",
         f"with half of the tokens left after the last stage, {gentler}, it recalls as the whole prompt does",
     )
     prompts = [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokenmill.claims.lab import Lab
-from tokenmill.claims.scratch import LENGTH, QUICK_STEPS, ROWS, STEPS, held_out, learn
+from tokenmill.claims.scratch import LENGTH, QUICK_STEPS, ROWS, STEPS, trained_figures
 from tokenmill.claims.verdict import Check, check
 from tokenmill.methods.skip.mixture_of_tokens import Experts, Mixed, figure, objective
 from tokenmill.models.small import Small, attention_flops, feed_forward_flops, flops, head_flops, next_byte
@@ -120,7 +121,8 @@ def measure(lab: Lab) -> list[Check]:
                 lab.tick(f"seed {seed}: {name}, {step}")
 
             count = round(steps * operations("mixture_of_tokens") / operations(name))
-            told[name].append(held_out(learn(make, loss, seed, count, tick), figures))
+            train = partial(trained_figures, make, loss, figures, seed, count, tick)
+            told[name].append(lab.unit(train, name, seed, count))
             lab.note(name, "steps", [float(count)])
     columns: dict[str, list[float]] = {}
     for name, found in told.items():

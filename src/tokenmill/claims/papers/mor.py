@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenmill.claims.lab import Lab
-from tokenmill.claims.scratch import LENGTH, QUICK_STEPS, STEPS, held_out, learn
+from tokenmill.claims.scratch import LENGTH, QUICK_STEPS, STEPS, trained_figures
 from tokenmill.claims.verdict import Check, check
 from tokenmill.methods.skip.mor import Recursive, objective
 from tokenmill.methods.skip.mor import figure as routed
@@ -81,9 +81,10 @@ def measure(lab: Lab) -> list[Check]:
 
             count = round(steps * operations("learned") / operations(routing))
             if routing in BLOCKS:
-                told = held_out(learn(partial(_plain_model, BLOCKS[routing]), _plain, seed, count, tick), _judged_plain)
+                trained = partial(trained_figures, partial(_plain_model, BLOCKS[routing]), _plain, _judged_plain)
             else:
-                told = held_out(learn(partial(_recursive, routing), objective, seed, count, tick), routed)
+                trained = partial(trained_figures, partial(_recursive, routing), objective, routed)
+            told = lab.unit(partial(trained, seed, count, tick), name, seed, count)
             losses[name].append(told[NATS])
             if name == "mor":
                 by_rank.append(told[BY_RANK])
@@ -96,7 +97,7 @@ def measure(lab: Lab) -> list[Check]:
     what = f"{NATS} of held-out text after {steps} steps' worth of operations"
     ahead = check("", ("mor", losses["mor"]), ("by rank", by_rank), "lower").difference
     lab.because(
-        ahead is not None and ahead.low > 0,
+        ahead is not None and (ahead.low or 0) > 0,
         f"by the threshold the loss is {ahead.mean if ahead else 0:.3f} nats above what ranking the whole text gives: "
         "a router that may not look ahead chooses other tokens",
     )

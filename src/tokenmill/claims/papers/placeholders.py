@@ -20,7 +20,7 @@ SAME, PASSES = "share of texts equal to greedy's", "tokens a pass"
 def measure(lab: Lab) -> list[Check]:
     if lacking := untunable(lab):
         return [
-            check(SAME, (MINE, []), (ALONE, []), "higher", margin=1e-6, lacking=lacking),
+            check(SAME, (MINE, []), (ALONE, []), "higher", identity=True, lacking=lacking),
             check(PASSES, (MINE, []), (ALONE, []), "higher", lacking=lacking),
         ]
     other, source = tuned(lab)
@@ -30,6 +30,6 @@ def measure(lab: Lab) -> list[Check]:
     rename(lab, GREEDY, ALONE)
     alike = out.alike[spec]
     return [
-        check(SAME, (MINE, alike), (ALONE, [1.0] * len(alike)), "higher", margin=1e-6),
+        check(SAME, (MINE, alike), (ALONE, [1.0] * len(alike)), "higher", identity=True),
         check(PASSES, (MINE, out.a_pass[spec]), (ALONE, out.a_pass[GREEDY]), "higher"),
     ]

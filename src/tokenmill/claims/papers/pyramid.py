@@ -28,6 +28,6 @@ def measure(lab: Lab) -> list[Check]:
         checks += lab.compare(
             f"{where}, question seen, nats a token of the answer", answers, mine, rival, lacking=unable
         )
-        checks += lab.compare(f"{where}, nats a token of text", nats, mine, rival)
+        checks += lab.compare(f"{where}, nats a token of text", nats, mine, rival, decides=False)
     checks += lab.recalls("12 %, question seen", answers, specs[2], lacking=unable)
     return checks

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 from tokenmill.claims.lab import Lab
-from tokenmill.claims.scratch import QUICK_STEPS, STEPS, held_out, learn
+from tokenmill.claims.scratch import QUICK_STEPS, STEPS, trained_figures
 from tokenmill.claims.verdict import Check, check
 from tokenmill.methods.skip.skip_middle import Gated, figure, objective
 
@@ -41,7 +42,8 @@ def measure(lab: Lab) -> list[Check]:
                 # The coefficients travel as far in a short training as in a long one.
                 return Gated(layers, SIZE, TARGET, 10 / steps, dense)
 
-            told.setdefault(name, []).append(held_out(learn(make, objective, seed, steps, tick), figure))
+            train = partial(trained_figures, make, objective, figure, seed, steps, tick)
+            told.setdefault(name, []).append(lab.unit(train, name, seed, steps))
         mine = told["skip_middle"][-1]
         gated.append(mine[NATS])
         line.append(between([(told[n][-1][COST], told[n][-1][NATS]) for n in names if n != "skip_middle"], mine[COST]))

@@ -22,12 +22,12 @@ def measure(lab: Lab) -> list[Check]:
     later = lab.columns(lab.needles(seen=False), [mine], "nats a token of the answer, question asked later")
     unseen = lab.compare("", later, mine, None, margin=NEAR)
     lab.because(
-        bool(unseen) and unseen[0].outcome == "fails",
+        bool(unseen) and unseen[0].outcome == "contradicted",
         "with the question asked only after the choice the answer is lost too",
     )
     wider = lab.recalls("", answers, fitted)
     lab.because(
-        bool(wider) and wider[0].outcome == "holds",
+        bool(wider) and wider[0].outcome == "supported",
         f"pooled more widely, {fitted}, it recalls as the whole cache does: this tokenizer gives every digit a token, "
         "and five tokens do not reach over a number from where the question looks",
     )
