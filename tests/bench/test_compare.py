@@ -142,6 +142,7 @@ def test_rows():
         ({"budgets": []}, SpecError, "no budgets"),
         ({"input": "nowhere.txt"}, InputError, "cannot read nowhere.txt"),
         ({"prompt": "  "}, InputError, "prompt for the report is empty"),
+        ({"prompt": "a\ud83d"}, InputError, "prompt for the report has half of a surrogate pair"),
     ],
 )
 def test_mistakes_cost_no_run(tmp_path, monkeypatch, options, error, said):

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,13 +101,13 @@ def test_identical_means_the_librarys_own_call(monkeypatch):
     """Under a generation_config that changes greedy text, both sides are under it."""
     asks = {"repetition_penalty": 1.3, "eos_token_id": [2, 5], "num_beams": 3, "do_sample": True}
     model, ids = copy.deepcopy(tiny("llama")), [5, 6, 7, 8] * 5
-    made = decode.Decoding(model, tiny_tokenizer(), [], [ids], [], store=None, new=24)
-    plain = made._cell(LIBRARY, ids, {})["ids"]
+    made = decode.Decoding(model, tiny_tokenizer(), [], [ids], [], store=SimpleNamespace(cells=dict), new=24)
+    plain = made._cell(LIBRARY, 0, {})["ids"]
     model.generation_config.update(**asks)
-    library = made._cell(LIBRARY, ids, {})["ids"]
+    library = made._cell(LIBRARY, 0, {})["ids"]
     assert library != plain
     for row in (FULL, LOOKUP, "token_recycling", "prompt_lookup"):
-        assert made._cell(row, ids, {})["ids"] == library, row
+        assert made._cell(row, 0, {})["ids"] == library, row
 
 
 def test_nothing_is_measured_twice(small, file, tmp_path, monkeypatch):

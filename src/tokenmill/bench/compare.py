@@ -34,7 +34,7 @@ from tokenmill.bench.store import FILE, Store
 from tokenmill.bench.sweep import DECODE, PICTURE, PREFILL, READING, RowSpec, Sweep
 from tokenmill.errors import InputError, ModelError, StoreError, TokenmillError, did_you_mean
 from tokenmill.method import recipe
-from tokenmill.run.inputs import Record, records
+from tokenmill.run.inputs import Record, checked, records
 from tokenmill.run.machine import machine
 from tokenmill.view.terminal import Column, fitted
 
@@ -79,6 +79,7 @@ def compare(
     rows = sweep.expand(methods or (sweep.DEPTH_METHODS if deep else sweep.CACHE_METHODS), shares)
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt for the report is empty")
+    checked(prompt or "", "the prompt for the report")
     source = records(input) if input is not None else None
     folder = _folder(track, out, resume)
     settings = {
