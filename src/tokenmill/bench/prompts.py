@@ -11,6 +11,7 @@ from typing import Any
 from tokenmill.bench.tasks import corpus, paragraphs
 from tokenmill.errors import InputError
 from tokenmill.ops.text import as_message
+from tokenmill.paths import expanded
 
 FREE = (
     "Explain why the sky is blue.", "Write a short letter that thanks a neighbour for help.",
@@ -48,7 +49,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     Raises InputError for a file that holds none, with the line that is wrong.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.errors import InputError
+from tokenmill.paths import expanded
 
 APART = 10  # every tenth file is held out
 BYTES = 256  # the vocabulary without a tokenizer
@@ -107,7 +108,7 @@ def tasks(path: str | Path | None, encode: Callable[[str], list[int]] | None, le
         prose = {name: text for name, text in library.items() if name.startswith("topics/")}
         found = {"code": {n: t for n, t in library.items() if n not in prose}, "prose": prose, "tables": _encodings()}
     else:
-        where = Path(path).expanduser()
+        where = expanded(path)
         if not where.is_dir():
             raise InputError(f"{path} is no folder; texts of several tasks are a folder with a file or folder for each")
         inside = sorted(p for p in where.iterdir() if not p.name.startswith("."))
@@ -130,7 +131,7 @@ def documents(path: str | Path | None) -> dict[str, str]:
     """Name -> text."""
     if path is None:
         return _standard_library()
-    where = Path(path).expanduser()
+    where = expanded(path)
     files = sorted(f for f in where.rglob("*") if f.is_file()) if where.is_dir() else [where]
     found = {}
     for file in files:

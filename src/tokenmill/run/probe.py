@@ -77,7 +77,12 @@ def probe(
     if not rows:
         raise InputError("there is no text; give at least one")
     ask = inquiry(model, second)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     was = model.training
     model.eval()
     try:
