@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fuzz.child import run
@@ -31,6 +31,7 @@ SETTINGS = settings(
     deadline=None,
     derandomize=not TIMES,
     database=None,
+    phases=(Phase.generate,),  # what fails is short already, and each try costs a process
     suppress_health_check=list(HealthCheck),
 )
 
