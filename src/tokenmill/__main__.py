@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from tokenmill import catalog
+from tokenmill.streams import silence, steady_streams
 
 
 def main() -> None:
     """Entry point of the `tokenmill` command and of `python -m tokenmill`."""
+    steady_streams()
     match sys.argv[1:]:
         case ["ls", "--json"]:
             _tell(catalog.as_json())
@@ -29,8 +30,12 @@ def _tell(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+        silence(sys.stdout)
         sys.exit(1)
+    except OSError as error:  # a full disk
+        silence(sys.stdout)
+        print(f"tokenmill: output: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
 import json
 import shutil
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 
 from tokenmill import __version__, catalog
 from tokenmill.errors import InputError, SpecError, TokenmillError, did_you_mean
+from tokenmill.streams import silence, steady_streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,11 +30,43 @@ EXTRAS = {"pydantic": "measure", "scipy": "measure", "gguf": "default-model", "a
 class _Friendly(TyperGroup):
     """A mistake of the user's is one line on stderr and exit code 2; Ctrl-C is 130. A bug keeps its traceback."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        alone, extra["standalone_mode"] = extra.get("standalone_mode", True), False
+        if not alone:
+            return super().main(*args, **extra)
+        steady_streams()
+        try:
+            code = super().main(*args, **extra)
+            sys.stdout.flush()
+        except _Usage as error:  # an option or argument that is none
+            if not error.format_message():  # no command at all: the help is shown
+                error.show()
+            else:
+                _complain(_one_line(error.format_message()))
+            sys.exit(error.exit_code)
+        except typer.Abort:
+            _complain("stopped")
+            sys.exit(130)
+        except BrokenPipeError:  # nobody reads on
+            silence(sys.stdout)
+            sys.exit(1)
+        except OSError as error:
+            silence(sys.stdout)
+            _complain(_one_line(f"{error.filename or 'output'}: {error.strerror or error}"))
+            sys.exit(2)
+        sys.exit(code if isinstance(code, int) else 0)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except TokenmillError as error:
-            _complain(" ".join(str(error).split()))
+            _complain(_one_line(error))
+            raise typer.Exit(2) from None
+        except UnicodeError as error:
+            _complain(f"text that is not UTF-8: {_one_line(error)[:200]}")
+            raise typer.Exit(2) from None
+        except MemoryError:
+            _complain("not enough memory; use a smaller model, fewer or shorter texts, or --weights int8")
             raise typer.Exit(2) from None
         except ModuleNotFoundError as error:
             if error.name not in EXTRAS:
@@ -43,6 +77,9 @@ class _Friendly(TyperGroup):
             _complain(str(interrupt) or "stopped")
             raise typer.Exit(130) from None
 
+
+# Typer brings its own copy of Click, under a name that changes.
+_Usage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     cls=_Friendly,
@@ -467,11 +504,16 @@ def _report(answer: Any) -> None:
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from tokenmill.view.terminal import Terminal
 
     # In a pipe nothing is wrapped to the width of a screen.
-    return Console() if sys.stdout.isatty() else Console(width=200, soft_wrap=True)
+    return Terminal() if sys.stdout.isatty() else Terminal(width=200, soft_wrap=True)
 
 
 def _complain(line: str) -> None:
-    print(f"tokenmill: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk
+        print(f"tokenmill: {line}", file=sys.stderr)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

@@ -1,12 +1,15 @@
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tiny import tiny
 from tiny_trace import copied, row, same
-from tokenmill.errors import SpecError
+from tokenmill.errors import ModelError, SpecError
 from tokenmill.method import parse
 from tokenmill.methods.keep import lazy_llm
+from tokenmill.run.generate import generate
 
 
 def _at(layer, held=20, layers=32, seed=0, dtype=torch.float32):
@@ -67,3 +70,13 @@ def test_a_larger_budget_lets_a_superset_pass():
 def test_without_a_budget_it_says_so():
     with pytest.raises(SpecError, match="how many tokens stay is not said"):
         lazy_llm(_at(23))
+
+
+def test_overflow_in_half_precision_is_told_and_no_crash():
+    model = copy.deepcopy(tiny("llama", torch.float16))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.mul_(300)
+    with pytest.raises(ModelError, match=r"NaN or infinite|nan"):
+        generate(model, None, [list(range(4, 64))], recipe="lazy_llm(budget=0.5)", max_new_tokens=2)

@@ -82,3 +82,10 @@ def test_recent_and_certain():
     scores = torch.tensor([[[torch.inf, 1, torch.inf], [0, 1, 2]]])
     assert certain(scores, torch.tensor([1])).tolist() == [[1, 0]]
     assert certain(scores, torch.tensor([9])).tolist() == [[2, 0]]
+
+
+def test_scores_that_are_no_numbers_come_last_and_the_count_is_met():
+    scores = torch.tensor([[[float("nan"), 1.0, float("nan"), torch.inf, float("nan")]]])
+    filled = torch.tensor([[[True, True, True, True, False]]])
+    assert top_share(scores, filled, torch.tensor([2])).tolist() == [[[False, True, False, True, False]]]
+    assert top_share(scores, filled, torch.tensor([3])).tolist() == [[[False, True, True, True, False]]]

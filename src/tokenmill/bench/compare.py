@@ -36,7 +36,7 @@ from tokenmill.errors import InputError, ModelError, StoreError, TokenmillError,
 from tokenmill.method import recipe
 from tokenmill.run.inputs import Record, checked, records
 from tokenmill.run.machine import machine
-from tokenmill.view.terminal import Column, fitted
+from tokenmill.view.terminal import Column, Terminal, fitted
 
 TRACKS = ("cache", "decode", "depth")
 RUNS = Path("tokenmill-runs")
@@ -69,7 +69,7 @@ def compare(
     """
     if track not in TRACKS:
         raise TokenmillError(f"no track '{track}'; {did_you_mean(track, TRACKS)}")
-    console = console or Console()
+    console = console or Terminal()
     _unused_options(track, methods, budgets, prompt)
     if track == "decode":
         return _compare_decode(console, model, weights, device, methods, input, out, resume, seed, quick, wide)

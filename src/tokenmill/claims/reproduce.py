@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +26,7 @@ from tokenmill.claims.verdict import RULE, Code, Measured, Reproduction, again
 from tokenmill.errors import InputError, RecipeError, SpecError, StoreError, UntrainedError, did_you_mean
 from tokenmill.models.load import load
 from tokenmill.models.trained import digest
+from tokenmill.view.terminal import Terminal
 
 PAPERS = "tokenmill.claims.papers"
 COLOURS = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "not testable here": "cyan"}
@@ -60,7 +60,7 @@ def reproduce(
         raise InputError(f"seeds must be at least 1, not {seeds}")
     folder = Path(out) if out is not None else Path("reproductions")
     _writable(folder)
-    console = console or Console()
+    console = console or Terminal()
     if missing:
         console.print(f"no claim is written yet for {', '.join(missing)}; the others are run", highlight=False)
     network, tokenizer = load(model, weights=weights, device=device)
@@ -83,7 +83,7 @@ def reproduce(
             rows.append(made)
             bar.end(name, known)
             colour, behind = COLOURS[made.verdict], " (measured before)" if known else ""
-            bar.print(f"[{colour}]{made.verdict:17}[/] {name}{behind}")
+            bar.print(Text(f"{made.verdict:17}", colour) + f" {name}{behind}")
     _show(console, rows, folder)
     return [folder / f"{name}.json" for name in wanted]
 
@@ -173,7 +173,7 @@ def _resumable(
             words += [f"--{option}", settings[option]] if settings[option] != value else []
         words += ["--seeds", str(seeds)] if seeds != 3 else []
         words += ["--quick"] if settings["quick"] else []
-        console.print(f"stopped; what is measured is kept. Go on with: {escape(shlex.join(words))}", highlight=False)
+        console.print(f"stopped; what is measured is kept. Go on with: {shlex.join(words)}", highlight=False)
         raise
 
 
@@ -192,7 +192,7 @@ class _Bar:
         self.tick("starting")
 
     def tick(self, step: str) -> None:
-        self.progress.update(self.task, description=escape(f"{self.name}: {step}"))
+        self.progress.update(self.task, description=f"{self.name}: {step}")
 
     def end(self, name: str, known: bool) -> None:
         if not known:
@@ -202,7 +202,7 @@ class _Bar:
         self.name = ""
         self.progress.advance(self.task)
 
-    def print(self, text: str) -> None:
+    def print(self, text: Text) -> None:
         self.progress.console.print(text, highlight=False)
 
     def seconds_left(self) -> float:
@@ -221,7 +221,7 @@ class _Left(ProgressColumn):
 @contextmanager
 def _progress(console: Console, names: list[str], folder: Path) -> Iterator[_Bar]:
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Left(),
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Left(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
         yield _Bar(progress, {name: _expected(name, folder) for name in names})
@@ -295,7 +295,7 @@ def _show(console: Console, rows: list[Reproduction], folder: Path) -> None:
         held = f"{sum(c.outcome == 'supported' for c in checks)}/{len(checks)}"
         fewest = str(min((c.samples for c in checks), default=0))
         table.add_row(
-            made.method, f"[{COLOURS[made.verdict]}]{made.verdict}[/]", held, fewest, escape(made.claim)
+            made.method, Text(made.verdict, COLOURS[made.verdict]), held, fewest, made.claim
         )  # fmt: skip
     console.print(table)
-    console.print(f"written to {escape(str(folder))}", highlight=False)
+    console.print(f"written to {folder}", highlight=False)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill.errors import ModelError
+from tokenmill.paths import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,8 +43,11 @@ def default_model() -> Path:
 def cache_folder() -> Path:
     """$TOKENMILL_CACHE, or `tokenmill` in $XDG_CACHE_HOME, or ~/.cache/tokenmill."""
     if own := os.environ.get("TOKENMILL_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokenmill"
+        return expanded(own)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(home):  # a user whom the system does not know has no home
+        raise ModelError("there is no home folder to keep prepared models in; set TOKENMILL_CACHE to a folder")
+    return Path(home) / "tokenmill"
 
 
 def prepared(folder: Path, source: dict[str, str], build: Callable[[Path], None], room: int) -> Path:

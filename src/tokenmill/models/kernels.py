@@ -29,7 +29,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from tokenmill.ops.compiled import exp
+from tokenmill.ops.compiled import CACHE, exp
 
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 F32, HALF, VEC = ir.FloatType(), ir.HalfType(), ir.VectorType
@@ -224,7 +224,7 @@ def whole(x: Any, q: Any, sums: Any, a: Any) -> None:
             sums[m, block] = total
 
 
-@njit(parallel=True, error_model="numpy", cache=True)
+@njit(parallel=True, error_model="numpy", cache=CACHE)
 def product4(w: Any, x: Any, y: Any, blocks: int) -> int:
     """y (M, N) = x (M, K) times packed 4-bit weights w (N / 8, bytes)."""
     outputs, q, sums, a, rest = y.shape[1], *_room(x, blocks)
@@ -241,7 +241,7 @@ def product4(w: Any, x: Any, y: Any, blocks: int) -> int:
     return q.size + sums.size + a.size  # they live until here: the loop knows only their addresses
 
 
-@njit(parallel=True, error_model="numpy", cache=True)
+@njit(parallel=True, error_model="numpy", cache=CACHE)
 def product8(w: Any, x: Any, y: Any, blocks: int) -> int:
     """y (M, N) = x (M, K) times packed 8-bit weights w (N / 8, bytes)."""
     outputs, q, sums, a, rest = y.shape[1], *_room(x, blocks)
@@ -268,7 +268,7 @@ def _half(context: Any, address: Any) -> Any:
     return types.float32(types.int64), generate
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=CACHE)
 def unpack(bits: int, w: Any, rows: Any, out: Any) -> None:
     """Rows (M,) of packed weights w (N / 8, bytes) as numbers: (M, 32 B)."""
     record, few = (160 if bits == 4 else 272), 8 // bits  # bytes of a block, codes in a byte
@@ -290,7 +290,7 @@ def unpack(bits: int, w: Any, rows: Any, out: Any) -> None:
                         out[m, 32 * block + k] = np.float32(code) * scale + least
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=CACHE)
 def _product(bits: int, w: Any, x: Any, y: Any, blocks: int) -> None:
     if bits == 4:
         product4(w, x, y, blocks)
@@ -330,7 +330,7 @@ def _to_one(x: Any, eps: float) -> Any:
     return np.float32(1) / np.sqrt(total / np.float32(len(x)) + np.float32(eps))
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=CACHE)
 def _normed(x: Any, gain: Any, eps: float, out: Any) -> None:
     """Root-mean-square norm of rows x (M, E)."""
     for m in range(len(x)):
@@ -339,7 +339,7 @@ def _normed(x: Any, gain: Any, eps: float, out: Any) -> None:
             out[m, k] = x[m, k] * by * gain[k]
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=CACHE)
 def _turned(y: Any, first: int, heads: int, cos: Any, sin: Any, gain: Any, eps: float) -> None:
     """Rotate heads of rows y (M, N) that begin at column `first`; with a gain (D,), norm each of them before."""
     size = cos.shape[1]
@@ -358,7 +358,7 @@ def _turned(y: Any, first: int, heads: int, cos: Any, sin: Any, gain: Any, eps: 
                 head[k + half] = other * cos[at, k + half] + one * sin[at, k + half]
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=CACHE)
 def enter(
     bits: int, x: Any, gain: Any, eps: float, w: Any, bias: Any, blocks: int,
     cos: Any, sin: Any, heads: int, shared: int, query_gain: Any, key_gain: Any, out: Any,
@@ -393,7 +393,7 @@ def _gate(y: Any, m: int, out: Any) -> None:
         out[m, k] = y[m, k] / (np.float32(1) + exp(-y[m, k])) * y[m, k + size]
 
 
-@njit(parallel=True, error_model="numpy", cache=True)
+@njit(parallel=True, error_model="numpy", cache=CACHE)
 def _gated(y: Any, out: Any) -> None:
     """silu(gate) * up, from rows y (M, 2 I) with both side by side."""
     if out.size < ALONE:
@@ -404,7 +404,7 @@ def _gated(y: Any, out: Any) -> None:
             _gate(y, m, out)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=CACHE)
 def leave(
     bits: int, x: Any, seen: Any, w_out: Any, blocks_out: int, gain: Any, eps: float,
     w_up: Any, blocks_up: int, w_down: Any, blocks_down: int, out: Any,
@@ -597,7 +597,7 @@ def _attended(
             out[first + r, d] = np.float32(0) if padding else out[first + r, d] / totals[r]
 
 
-@njit(parallel=True, error_model="numpy", cache=True)
+@njit(parallel=True, error_model="numpy", cache=CACHE)
 def _attend(
     queries: Any, keys: Any, values: Any, positions: Any, starts: Any, counts: Any, at: Any, window: int, tree: Any,
     scale: float, out: Any, threads: int,
@@ -665,7 +665,7 @@ def _bytes(address: int, outputs: int, blocks: int, bits: int) -> Any:
     return numba.carray(_pointer(address), ((outputs + EIGHT - 1) // EIGHT, wide), np.uint8)
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=CACHE)
 def walk(
     bits: int, x: Any, weights: Any, caches: Any, heads: int, shared: int, inner: int, eps: float, scale: float,
     cos: Any, sin: Any, at: Any, tree: Any, threads: int,
@@ -721,7 +721,7 @@ def walk(
         x[:] = out
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=CACHE)
 def normed(x: Any, gain: Any, eps: float) -> Any:
     """The model's last norm of hidden states x (M, E), or any of a layer's: (M, E)."""
     out = np.empty_like(x)
@@ -729,7 +729,7 @@ def normed(x: Any, gain: Any, eps: float) -> Any:
     return out
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=CACHE)
 def answer(
     ids: Any, table_bits: int, table: Any, bits: int, weights: Any, caches: Any, heads: int, shared: int, inner: int,
     eps: float, scale: float, cos: Any, sin: Any, at: Any, tree: Any, threads: int,

@@ -26,6 +26,7 @@ from tokenmill.errors import ModelError, did_you_mean
 from tokenmill.models.checkpoint import bounds, contents, refuse_bad_config
 from tokenmill.models.default import NAME, default_model
 from tokenmill.models.weights import known, pack
+from tokenmill.paths import expanded
 
 
 def load(
@@ -42,7 +43,7 @@ def load(
     Raises ModelError, in one line, for what is missing, not reachable, or not a decoder.
     """
     dtype, device, weights = _dtype(dtype), _device(device), known(weights)
-    name, where = str(name), str(Path(name).expanduser())
+    name, where = str(name), str(expanded(name))
     local = name == NAME or (bool(name.strip()) and Path(where).exists())
     if not local:
         _refuse_missing_folder(name)
@@ -198,10 +199,10 @@ def _reason(name: str, error: BaseException) -> str:
     text = " ".join(str(error).split())
     if not isinstance(error, OSError | ValueError | ImportError) and "Validation" not in type(error).__name__:
         text = f"{type(error).__name__}: {text}"
-    local = Path(name).expanduser().is_dir()
+    local = expanded(name).is_dir()
     if "trust_remote_code" in text:
         return f"'{name}' brings code of its own, which Tokenmill does not run; use a model that transformers knows"
-    if local and not (Path(name).expanduser() / "config.json").is_file():
+    if local and not (expanded(name) / "config.json").is_file():
         return f"'{name}' holds no config.json; give the folder that save_pretrained wrote"
     if local:
         return f"cannot load '{name}': {text[:300]}"

@@ -38,6 +38,7 @@ from tokenmill.method import Method
 from tokenmill.models.architectures import decoder_of
 from tokenmill.models.checkpoint import bounded
 from tokenmill.models.default import cache_folder
+from tokenmill.paths import expanded
 from tokenmill.types import Learned
 
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -199,7 +200,7 @@ def alone(path: Path) -> Iterator[None]:
 
 def writable(folder: Path | None) -> None:
     """StoreError unless files can be written into the folder (None: the user's cache), which is made."""
-    where = (folder or cache_folder() / "trained").expanduser()
+    where = expanded(folder or cache_folder() / "trained")
     try:
         where.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=where) as trial:
@@ -307,7 +308,7 @@ def shipped() -> dict[str, Path]:
 
 def _found(method: Method, model: Any, name: str) -> Path:
     if own := method.knobs.get("weights"):
-        return Path(own).expanduser()
+        return expanded(own)
     here = place(method, model)
     for path in (here, SHIPPED / here.name):
         if path.is_file():

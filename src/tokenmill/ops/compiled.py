@@ -16,6 +16,18 @@ BLOCK, PIECE = 64, 512  # numbers of which the largest is kept; whose exponentia
 ANY_ORDER = {"nnan", "nsz", "reassoc", "contract"}  # for sums and maxima in vector instructions
 
 
+def _cacheable() -> bool:
+    """Whether numba finds a folder to keep what it compiles: $NUMBA_CACHE_DIR, beside the source, or the user's."""
+    try:
+        njit(cache=True)(_cacheable)
+    except (RuntimeError, OSError):
+        return False  # compiled anew by every process
+    return True
+
+
+CACHE = _cacheable()
+
+
 @intrinsic
 def _two_to(context: Any, w: Any) -> Any:
     """2^w for a whole number -126 <= w <= 127, put together from its bits."""
@@ -87,7 +99,7 @@ def _following(x: Any, first: int, token: int) -> int:
     return found
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=CACHE)
 def top_chances(logits: Any, tokens: Any, chances: Any) -> None:
     """The likeliest tokens after each row of logits (N, V), in falling order, and their probabilities: (N, W) both.
 

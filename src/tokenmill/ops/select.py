@@ -11,11 +11,12 @@ from tokenmill.types import Trace
 def top_share(scores: Tensor, filled: Tensor, count: Tensor) -> Tensor:
     """The `count` filled slots with the highest scores, in each head; ties go to the newest. (B, K, T) bool.
 
-    `count` is (B,) or (B, K). Exactly that many are taken, or all that a head holds.
+    `count` is (B,) or (B, K). Exactly that many are taken, or all that a head holds. NaN, which overflow in half
+    precision leaves behind, is the lowest score.
     """
     count = (count if count.dim() == 2 else count[:, None]).expand(scores.shape[:2])  # (B, K)
     count = torch.minimum(count, filled.sum(-1))[..., None]  # (B, K, 1)
-    scores = scores.masked_fill(~filled, -torch.inf)
+    scores = scores.masked_fill(~filled | scores.isnan(), -torch.inf)
     if scores.shape[-1] == 0:
         return filled
     least = scores.sort(-1, descending=True).values.gather(-1, (count - 1).clamp(min=0))  # the last score that gets in

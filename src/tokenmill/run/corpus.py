@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tokenmill.errors import InputError
 from tokenmill.ops.text import MOST_CHARACTERS, cut
+from tokenmill.paths import expanded
 from tokenmill.run.inputs import records
 
 APART = 10  # every tenth file is held out
@@ -118,7 +119,7 @@ def tasks(
         prose = {name: text for name, text in library.items() if name.startswith("topics/")}
         found = {"code": {n: t for n, t in library.items() if n not in prose}, "prose": prose, "tables": _encodings()}
     else:
-        where = Path(path).expanduser()
+        where = expanded(path)
         if not where.is_dir():
             raise InputError(f"{path} is no folder; texts of several tasks are a folder with a file or folder for each")
         inside = sorted(p for p in where.iterdir() if not p.name.startswith("."))

@@ -198,7 +198,11 @@ def _counting(label: str, shown: bool) -> Iterator[Callable[[int], None] | None]
     if not shown:
         yield None
         return
-    columns = SpinnerColumn(), TextColumn("{task.description}: {task.completed:.0f} questions"), TimeElapsedColumn()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}: {task.completed:.0f} questions", markup=False),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda rows: bar.update(task, advance=rows)

@@ -41,6 +41,7 @@ from tokenmill.models.trained import (
     whole,
     write,
 )
+from tokenmill.paths import expanded
 from tokenmill.run.corpus import Corpus, Tasks, corpus, tasks
 from tokenmill.run.drafter import second_model
 from tokenmill.run.frozen import Reader, read
@@ -114,7 +115,7 @@ def fit(
     lr, rows, length = lr or usual["lr"], rows or usual["rows"], length or usual["length"]
     if not scratch:
         device = str(next(model.parameters()).device)
-    path = place(chosen, model, None if out is None else Path(out).expanduser())
+    path = place(chosen, model, None if out is None else expanded(out))
     with alone(path):
         encode = None if tokenizer is None else lambda t: list(tokenizer(t, add_special_tokens=False)["input_ids"])
         data = _data(chosen, text, encode, rows, length, tokenizer)
@@ -388,8 +389,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def _bar(name: str, steps: int, console: Console | None) -> Iterator[Callable[[int, float, float], None]]:
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s", markup=False),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True, disable=console is None) as bar:
         task = bar.add_task(name, total=steps, loss=float("nan"), speed=0.0)

@@ -26,6 +26,7 @@ from typing import Any
 
 from tokenmill.errors import InputError
 from tokenmill.ops.text import Message, chat_text, messages_of
+from tokenmill.paths import expanded
 
 LIMIT = 1 << 28  # bytes that are read of a file or a folder, after decompression
 KEYS = ("prompt", "messages", "turns", "text", "question")
@@ -84,7 +85,7 @@ def records(path: str | Path, *, paragraphs: bool = False) -> list[Record]:
     that hold no records (pictures, tables of something else) are passed over. Raises InputError, with file, line and
     what is accepted, for what cannot be read, and for more than LIMIT bytes.
     """
-    where = Path(path).expanduser()
+    where = expanded(path)
     reason = f"{where} holds no text"
     found: list[Record] = []
     room = LIMIT

@@ -77,7 +77,12 @@ def probe(
         raise SpecError(f"{chosen!r} is no probe; see `tokenmill ls probe`")
     rows = _rows(model, tokenizer, texts)
     ask = inquiry(model, second)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     was = model.training
     model.eval()
     try:

@@ -1,16 +1,31 @@
-"""Coloured tokens and tables for a terminal."""
+"""The terminal: a console that takes no text for markup, coloured tokens, and tables that fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 from tokenmill.view.colour import background, shades, visible
+
+
+class Terminal(Console):
+    """Every text is printed as it is: a folder may be named `a[/b]` or `:smile:`. Styles are given as Text or style=.
+
+    All that the package prints goes through it. Columns of a progress bar need `markup=False` for themselves.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, emoji=False, **options)
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        return super().status(Text(status) if isinstance(status, str) else status, **options)
 
 
 def coloured(tokens: Sequence[str], scores: Iterable[float]) -> Text:
