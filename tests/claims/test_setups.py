@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
@@ -42,9 +43,11 @@ from tokenmill.errors import ModelError
 from tokenmill.method import get, parse
 from tokenmill.models.weights import pack
 from tokenmill.ops.trees import Sapling
-from tokenmill.run.corpus import Corpus
+from tokenmill.run.corpus import Corpus, Tasks
 from tokenmill.run.fit import fit
 from tokenmill.types import Verified
+
+WORD = re.compile(r"w\d+")
 
 
 @pytest.fixture
@@ -409,3 +412,25 @@ def test_claims_of_models_from_scratch_measure_every_rival(small, monkeypatch):
     assert rivals == {"all large", duo_llm.EVERYWHERE, duo_llm.ONCE, "trained router"}
     rivals = {found.rival for found in mor.measure(small)}
     assert rivals == set(mor.MODELS) - {"mor", mor.LOT}
+
+
+def test_token_lora_measures_what_a_sentence_encoder_routes(small, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path))
+    draw = torch.Generator().manual_seed(0)
+    texts = [Corpus(*torch.randint(3 + 30 * t, 33 + 30 * t, (2, 600), generator=draw)) for t in range(3)]
+    monkeypatch.setattr(token_lora, "tasks", lambda *_: Tasks(("code", "prose", "tables"), tuple(texts)))
+
+    def encode(texts):  # where a text's words lie tells its task
+        words = [[min(2, (int(word.removeprefix("w")) - 3) // 30) for word in WORD.findall(text)] for text in texts]
+        return torch.stack([torch.nn.functional.one_hot(torch.tensor(w), 3).float().mean(0) for w in words])
+
+    monkeypatch.setattr(token_lora, "sentence_encoder", lambda: encode)
+    checks = token_lora.measure(small)
+    assert {found.method for found in checks} == {token_lora.MINE}
+    assert {found.rival for found in checks} == {
+        "no adapter", "the adapter of code alone", "the adapter of prose alone", "the adapter of tables alone",
+        token_lora.ALIKE, token_lora.FIXED,
+    }  # fmt: skip
+    assert (
+        small.figures[token_lora.MINE]["share of the tokens nearest to their own task"] > 0.45
+    )  # a text's start is weighed too

