@@ -81,6 +81,14 @@ def test_every_draft_leaves_the_text(spec, draft):
     assert (other.ids, other.kept) == (alone.ids, alone.kept)
 
 
+@pytest.mark.parametrize("draft", ["prompt_lookup", "token_recycling(nodes=8)", "lookahead", "auto"])
+def test_a_seed_draws_the_text_of_the_cache_method(draft):
+    model, settings = tiny("llama"), {"max_new_tokens": 140, "ignore_eos": True, "temperature": 0.4, "seed": 5}
+    alone = generate(model, None, [prompt(0)], "adaptive(budget=0.4)", **settings)[0]
+    other = generate(model, None, [prompt(0)], f"adaptive(budget=0.4) + {draft}", **settings)[0]
+    assert (other.ids, other.kept) == (alone.ids, alone.kept)
+
+
 def test_every_cache_method_works_beside_a_draft_or_is_refused_in_one_line():
     assert len(BESIDE) >= 10
     for spec in {*CACHES} - {*BESIDE}:

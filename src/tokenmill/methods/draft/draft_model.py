@@ -1,4 +1,4 @@
-"""Draft model: a second, smaller model of the same vocabulary writes the draft.
+"""Draft model: a second, smaller model with the same tokenizer writes the draft.
 
     guesses after a text = the likeliest tokens of q(. | text), q being the second model
 
