@@ -57,6 +57,8 @@ def test_attention_in_a_pass_that_the_engine_did_not_ask_for_is_an_error():
     hidden = torch.zeros(1, 3, 48)
     angles = model.model.rotary_emb(hidden, torch.arange(3)[None])
     own = model.model.layers[0](hidden, position_embeddings=angles)
+    with tm.applied(model, None):
+        pass
     handle = model.model.norm.register_forward_pre_hook(
         lambda *_: model.model.layers[0](hidden, position_embeddings=angles)
     )
