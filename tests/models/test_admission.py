@@ -51,13 +51,21 @@ def test_a_layer_that_does_not_attend_through_the_library_is_refused():
         pass
 
 
-def test_attention_outside_of_a_pass_is_an_error():
+def test_attention_in_a_pass_that_the_engine_did_not_ask_for_is_an_error():
     """Plain attention there would be wrong in silence."""
     model = tiny("llama")
     hidden = torch.zeros(1, 3, 48)
     angles = model.model.rotary_emb(hidden, torch.arange(3)[None])
-    with tm.applied(model, None), pytest.raises(ModelError, match="outside of the engine's pass"):
-        model.model.layers[0](hidden, position_embeddings=angles)
+    own = model.model.layers[0](hidden, position_embeddings=angles)
+    with tm.applied(model, None):
+        pass
+    handle = model.model.norm.register_forward_pre_hook(
+        lambda *_: model.model.layers[0](hidden, position_embeddings=angles)
+    )
+    with handle, tm.applied(model, None):
+        with pytest.raises(ModelError, match="outside of the engine's pass"):
+            model(ids(1, 8))
+        assert torch.equal(model.model.layers[0](hidden, position_embeddings=angles), own), "between two passes"
 
 
 def test_the_proof_is_made_once_for_a_configuration(monkeypatch):

@@ -120,7 +120,9 @@ def test_the_model_is_its_own_between_two_passes(model):
     assert set(seen) == {(True, True)}
 
 
-@pytest.mark.parametrize("spec", [None, "h2o(budget=0.3)", "lazy_llm(budget=0.5)", "h2o(budget=0.3) + prompt_lookup"])
+@pytest.mark.parametrize(
+    "spec", [None, "h2o(budget=0.3)", "lazy_llm(budget=0.5)", "snapkv(budget=0.3) + prompt_lookup"]
+)
 def test_an_exception_in_the_middle(model, spec):
     hook = breaking(model)
     with pytest.raises(Broken):

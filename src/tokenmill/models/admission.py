@@ -40,7 +40,7 @@ class Proof:
 Install = Callable[[], AbstractContextManager[Any]]  # puts the model under the engine without a recipe
 
 _by_model: WeakKeyDictionary[Any, Proof] = WeakKeyDictionary()
-_by_configuration: dict[tuple[Any, ...], Proof | ModelError] = {}
+_by_configuration: dict[tuple[Any, ...], Proof] = {}
 
 
 def proof_of(model: Any, install: Install) -> Proof:
@@ -49,25 +49,10 @@ def proof_of(model: Any, install: Install) -> Proof:
     if known is not None:
         return known
     key = type(model), model.config.to_json_string(), model.dtype, str(model.device)
-    found = _by_configuration.get(key)
-    if found is None:
-        try:
-            found = _prove(model, install)
-        except ModelError as error:
-            found = error
-        if not isinstance(found, ModelError) or _lasts(found):
-            _by_configuration[key] = found
-    if isinstance(found, ModelError):
-        raise ModelError(str(found))
-    _by_model[model] = found
+    if key not in _by_configuration:  # a refusal is not kept: it may be of this model's hooks, not of its kind
+        _by_configuration[key] = _prove(model, install)
+    _by_model[model] = found = _by_configuration[key]
     return found
-
-
-def _lasts(error: BaseException | None) -> bool:
-    """Whether a refusal is about the model, not about an error that may pass, such as one of a hook."""
-    while isinstance(error, TokenmillError):
-        error = error.__cause__
-    return error is None
 
 
 def admitted(model: Any, install: Install) -> Decoder:
