@@ -25,6 +25,7 @@ from tokenmill.bench.store import Store
 from tokenmill.errors import SpecError, StoreError
 from tokenmill.ops.text import MOST_CHARACTERS
 from tokenmill.run.generate import generate
+from tokenmill.run.session import Session
 
 METHODS = ["token_recycling", "prompt_lookup(nodes=4) + typical_acceptance", "auto"]
 
@@ -97,7 +98,7 @@ def test_what_a_run_leaves(small, file, tmp_path):
     assert rows[FULL]["speed"]["low"] < rows[FULL]["speed"]["mean"] < rows[FULL]["speed"]["high"]
 
 
-def test_identical_means_the_librarys_own_call(monkeypatch):
+def test_identical_means_the_librarys_own_call():
     """Under a generation_config that changes greedy text, both sides are under it."""
     asks = {"repetition_penalty": 1.3, "eos_token_id": [2, 5], "num_beams": 3, "do_sample": True}
     model, ids = copy.deepcopy(tiny("llama")), [5, 6, 7, 8] * 5
@@ -108,6 +109,14 @@ def test_identical_means_the_librarys_own_call(monkeypatch):
     assert library != plain
     for row in (FULL, LOOKUP, "token_recycling", "prompt_lookup"):
         assert made._cell(row, 0, {})["ids"] == library, row
+    tied, (first, second) = copy.deepcopy(tiny("llama")), Session(model).read(torch.tensor(made.ids))[0].topk(2)[1]
+    logits = Session(tied).read(torch.tensor(made.ids))[0]
+    full = {"ids": [int(first)]}, 0.0
+    made.model = tied
+    assert not made._tie(made.ids[0], [int(second)], full)
+    bias = [[[int(first)], float(logits[second] - logits[first])]]  # the config makes the two equal
+    tied.generation_config.update(sequence_bias=bias)
+    assert made._tie(made.ids[0], [int(second)], full)
 
 
 def test_nothing_is_measured_twice(small, file, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from tokenmill.method import Method, get, recipe
 from tokenmill.models.trained import shipped
 from tokenmill.run.cost import Cost, pass_cost
 from tokenmill.run.generate import generate
+from tokenmill.run.processors import Processors
 from tokenmill.run.session import Session
 from tokenmill.view.terminal import Column, fitted
 
@@ -162,7 +163,11 @@ class Decoding:
         at = next((i for i, (a, b) in enumerate(zip(new, full[0]["ids"], strict=False)) if a != b), None)
         if at is None:
             return False
-        logits = Session(self.model).read(torch.tensor([[*ids, *new[:at]]], device=self.model.device))[0]
+        text = [*ids, *new[:at]]
+        logits = Session(self.model).read(torch.tensor([text], device=self.model.device))
+        if processors := Processors(self.model, [ids], self.new):
+            logits = processors(0, logits, [text])
+        logits = logits[0]
         ours, greedy = float(logits[new[at]]), float(logits[full[0]["ids"][at]])
         return abs(ours - greedy) <= 4 * torch.finfo(self.model.dtype).eps * max(abs(ours), abs(greedy))
 
