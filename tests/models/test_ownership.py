@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 
+import tokenmill as tm
 from models.test_applied import GREEDY, Broken, breaking, fingerprint
 from run.test_token_lora import random_parts
 from tiny import ids, tiny
@@ -23,6 +24,7 @@ from tokenmill.models.admission import admitted
 from tokenmill.models.apply import applied
 from tokenmill.models.architectures import decoder_of
 from tokenmill.models.owner import _entered, _open
+from tokenmill.run import fit
 from tokenmill.run.generate import generate, stream
 from tokenmill.run.session import Session
 from tokenmill.types import Learned
@@ -236,6 +238,28 @@ def test_a_model_over_several_devices_is_refused(model):
     model.hf_device_map = {"model": 0, "lm_head": "cpu"}
     ours(model, None)
     del model.hf_device_map
+
+
+def test_modules_modes_are_theirs_again():
+    """A model that is partly in train mode, as with frozen layers, after what puts all of it into one mode."""
+    model = copy.deepcopy(tiny("llama"))
+
+    def modes():
+        return [module.training for module in model.modules()]
+
+    model.train()
+    model.model.layers[1].eval()
+    before = modes()
+    tm.explain(model, None, TEXT[0, :6].tolist(), "gradient_norm")
+    assert modes() == before
+    tm.probe(model, None, [TEXT[0, :6].tolist()], "layer_drop")
+    assert modes() == before
+    with fit._at_rest(model):
+        assert not any(modes())
+    assert modes() == before
+    trained = copy.deepcopy(model)
+    tm.train(trained, [TEXT], "rho1", reference=model, steps=1)
+    assert modes() == before == [module.training for module in trained.modules()]
 
 
 # ---- threads ----

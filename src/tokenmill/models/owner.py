@@ -146,6 +146,18 @@ class Owner:
                         config._attn_implementation_internal = _names[id(config)]
 
 
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in train or in eval mode. Afterwards each of its modules is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, before in modes:
+            module.training = before
+
+
 def owner_of(base: nn.Module) -> Owner:
     """The record of a decoder; it lives as long as the decoder."""
     with _guard:

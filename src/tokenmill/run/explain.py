@@ -21,6 +21,7 @@ from torch import Tensor
 from tokenmill.errors import InputError, ModelError, SpecError
 from tokenmill.method import Method, parse
 from tokenmill.models.architectures import context_of
+from tokenmill.models.owner import mode
 from tokenmill.ops.text import pieces
 from tokenmill.run.arguments import Prompt, prompt_ids, refuse_unknown
 from tokenmill.types import Ask, Attribution
@@ -82,7 +83,7 @@ def explain(
     chosen = _explainer(method, seed)
     ids = _prompt(model, tokenizer, prompt, chat)
     wanted = _target(model, tokenizer, target)
-    with _evaluating(model), _counting(repr(chosen), progress) as count:
+    with mode(model, training=False), _counting(repr(chosen), progress) as count:
         ask = asking(model, tokenizer, count)
         p = ask.probabilities(ids[None])[0]
         if not torch.isfinite(p).all():
@@ -179,18 +180,6 @@ def _target(model: Any, tokenizer: Any, target: int | str | None) -> int | None:
     if not 0 <= target < vocabulary:
         raise InputError(f"target {target} is no token: the model knows ids 0 to {vocabulary - 1}")
     return int(target)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """No dropout inside; every module's mode is put back, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from tokenmill.errors import InputError, ModelError, SpecError, StoreError
 from tokenmill.method import Method, parse
+from tokenmill.models.owner import mode
 from tokenmill.models.trained import (
     about,
     alone,
@@ -351,14 +352,13 @@ def _at_rest(model: Any) -> Iterator[None]:
     if model is None:
         yield
         return
-    was, learning = model.training, [p for p in model.parameters() if p.requires_grad]
-    model.eval()
+    learning = [p for p in model.parameters() if p.requires_grad]
     for p in learning:
         p.requires_grad_(False)
     try:
-        yield
+        with mode(model, training=False):
+            yield
     finally:
-        model.train(was)
         for p in learning:
             p.requires_grad_(True)
 

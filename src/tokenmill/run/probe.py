@@ -21,6 +21,7 @@ from torch import Tensor
 from tokenmill.errors import InputError, SpecError
 from tokenmill.method import Method, method, parse
 from tokenmill.models.architectures import context_of, decoder_of
+from tokenmill.models.owner import mode
 from tokenmill.run.arguments import Prompt, prompt_rows, refuse_unknown
 from tokenmill.run.session import Session
 from tokenmill.types import Depth, Findings, Inquiry, Step
@@ -83,13 +84,8 @@ def probe(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    was = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), Progress(*columns, transient=True, disable=not progress) as bar:
-            found = tuple(chosen(ask, ids) for ids in bar.track(rows, description=f"{chosen!r}, texts"))
-    finally:
-        model.train(was)
+    with mode(model, training=False), torch.no_grad(), Progress(*columns, transient=True, disable=not progress) as bar:
+        found = tuple(chosen(ask, ids) for ids in bar.track(rows, description=f"{chosen!r}, texts"))
     return Probed(
         repr(chosen),
         found[0].columns,

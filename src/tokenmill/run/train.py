@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from tokenmill.errors import InputError, ModelError, SpecError
 from tokenmill.method import Method, parse
+from tokenmill.models.owner import mode
 from tokenmill.run.arguments import refuse_beyond
 from tokenmill.types import Weights
 
@@ -94,10 +95,9 @@ def train(
     if not trainable:
         raise InputError("no parameter of the model requires a gradient, so there is nothing to train")
     optimizer = torch.optim.AdamW(trainable, lr=lr)
-    was_training, history = model.training, []
-    with torch.random.fork_rng():
+    history = []
+    with torch.random.fork_rng(), mode(model, training=True):
         torch.manual_seed(seed)
-        model.train()
         try:
             steady = track(_stream(batches, steps), chosen.name, total=steps, transient=True, disable=not progress)
             for step, batch in enumerate(steady):
@@ -123,7 +123,6 @@ def train(
                 optimizer.step()
         finally:
             optimizer.zero_grad(set_to_none=True)
-            model.train(was_training)
     if history and not any(step.tokens for step in history):
         raise InputError("no batch has a token to learn from: every label is -100, or all of it is padding")
     return history
@@ -131,13 +130,9 @@ def train(
 
 @torch.no_grad()
 def _compare(reference: Any, ids: Tensor, mask: Tensor | None, labels: Tensor | None) -> Tensor:
-    was_training = reference.training
-    reference.eval()
-    try:
-        where = next(reference.parameters()).device
+    where = next(reference.parameters()).device
+    with mode(reference, training=False):
         return token_losses(reference, *_moved(where, ids, mask, labels)).to(ids.device)
-    finally:
-        reference.train(was_training)
 
 
 def _at_step(method: Method, seed: int, step: int) -> Method:
