@@ -79,9 +79,9 @@ class Engine:
     def logits(self, last: int, **given: Any) -> Tensor:
         """What the model gives for these inputs: the logits (B, last, V) after the newest tokens, after all for 0."""
         if self.decoder.head is None:
-            told = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+            plain = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
             with self.owner.serving(self.decoder.base, self, public=False):
-                return self.decoder.model(**given, use_cache=True, logits_to_keep=last, **told).logits
+                return self.decoder.model(**given, use_cache=True, logits_to_keep=last, **plain).logits
         hidden = self.read(**given, last=last)
         assert self.last is not None
         made = self.last.logits if self.last.new == hidden.shape[1] else None  # else of the newest piece alone

@@ -66,7 +66,7 @@ class Owner:
         self.depth = 0  # passes under way in the thread that has the lock
         self.engines: dict[int, tuple[Any, tuple[int, ...], bool]] = {}  # ticket -> engine, tickets outside it, public
         self.dispatcher: Any = None  # what stands in for the decoder's forward
-        self.before: Any = None  # the decoder's forward in its __dict__ before, if there was one
+        self.original: Any = None  # the decoder's forward in its __dict__ before, if there was one
 
     def engine(self) -> Any:
         """The engine that serves whoever calls: of the newest context that this thread or task has entered.
@@ -76,9 +76,9 @@ class Owner:
         """
         with _guard:
             tickets = set(_entered.get())
-            own = [ticket for ticket in self.engines if ticket in tickets]
-            if own:
-                return self.engines[own[-1]][0]
+            entered = [ticket for ticket in self.engines if ticket in tickets]
+            if entered:
+                return self.engines[entered[-1]][0]
             public = [ticket for ticket, (_, _, shared) in self.engines.items() if shared]
             outer = {ticket for _, outside, _ in self.engines.values() for ticket in outside}
             inner = [ticket for ticket in public if ticket not in outer]
@@ -112,18 +112,18 @@ class Owner:
                     self._remove(base)
 
     def _install(self, base: nn.Module) -> None:
-        self.before = base.__dict__.get("forward")
+        self.original = base.__dict__.get("forward")
         self.dispatcher = base.forward = _Dispatcher(self, base.forward)
 
     def _remove(self, base: nn.Module) -> None:
         """Put back what was there, unless somebody has wrapped the forward since: then ours passes calls on."""
         if self.dispatcher is None or base.__dict__.get("forward") is not self.dispatcher:
             return
-        if self.before is None:
+        if self.original is None:
             del base.forward
         else:
-            base.forward = self.before
-        self.dispatcher = self.before = None
+            base.forward = self.original
+        self.dispatcher = self.original = None
 
     @contextmanager
     def walking(self, configs: tuple[Any, ...]) -> Iterator[None]:
@@ -154,8 +154,8 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, before in modes:
-            module.training = before
+        for module, value in modes:
+            module.training = value
 
 
 def owner_of(base: nn.Module) -> Owner:

@@ -83,7 +83,7 @@ def generate(
     included: repetition_penalty, no_repeat_ngram_size, bad_words_ids, sequence_bias, suppress_tokens, forced tokens,
     min_length and min_new_tokens; and its eos_token_id and stop_strings end a text. How tokens are chosen is the
     recipe's: do_sample, temperature, top_k, top_p, num_beams and the like are not read. `generation_config` overrides
-    the model's in what it sets. The model is not changed, in no moment between two passes; several threads may call.
+    the model's in what it sets. Between two passes the model is unchanged, and several threads may call.
 
     Raises InputError for prompts that are empty or do not fit the model's context, RecipeError for a recipe that
     cannot run, ModelError for logits that are not finite.

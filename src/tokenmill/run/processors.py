@@ -65,7 +65,7 @@ class Processors:
 
     def __call__(self, row: int, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
         """logits (N, V), each after one of `texts`, ids that all continue the row's prompt: (N, V) in float32."""
-        apply, out = self.rows[row], []
-        for one, ids in zip(logits, texts, strict=True):
-            out.append(apply(torch.tensor([list(ids)], device=one.device), one[None].to(torch.float32, copy=True)))
+        processors, out = self.rows[row], []
+        for scores, ids in zip(logits.float().split(1), texts, strict=True):
+            out.append(processors(torch.tensor([list(ids)], device=scores.device), scores.clone()))
         return torch.cat(out)
