@@ -29,7 +29,7 @@ from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
 from tokenmill.view.terminal import Column, fitted
 
-FULL, LIBRARY, LOOKUP = "full", "model.generate", "model.generate(prompt_lookup_num_tokens=10)"
+BASELINES = FULL, LIBRARY, LOOKUP = "full", "model.generate", "model.generate(prompt_lookup_num_tokens=10)"
 COST = "(cost)"
 TASK = "prompt"
 WIDTHS = (1, 2, 4, 8, 16, 32)
