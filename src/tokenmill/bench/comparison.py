@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import InputError, StoreError
-from tokenmill.method import Method, Recipe, get, recipe
+from tokenmill.method import Method, Recipe, get
 
 SHOWN = 12  # rows of a notebook's table
 
@@ -124,7 +124,7 @@ def compare(
 def _spec(what: str | Method | Recipe) -> str:
     if isinstance(what, str):
         return what
-    for m in recipe(what):
+    for m in what if isinstance(what, Recipe) else (what,):
         if get(m.name).fn is not m.fn:
             raise InputError(f"{m.name} is also the name of another method, which specs mean by it; rename yours")
     return repr(what)
