@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from tokenmill.errors import ModelError, TokenmillError
-from tokenmill.models.architectures import Decoder, RotaryEmbedding, Unrotated, decoder_of, frequencies_of, logits_of
+from tokenmill.models.architectures import (
+    CACHE, Decoder, RotaryEmbedding, Unrotated, decoder_of, frequencies_of, logits_of,
+)  # fmt: skip
 from tokenmill.models.engine import call
 from tokenmill.models.owner import in_pass
 from tokenmill.types import Rotary
@@ -99,9 +101,9 @@ def _compare(model: Any, decoder: Decoder, install: Install) -> tuple[Tensor, Te
         out = model(ids[:, :prompt], **PLAIN)
         logits = [out.logits]
         for token in ids[:, prompt:].split(1, 1):
-            out = model(token, past_key_values=out.past_key_values, **PLAIN)
+            out = model(token, **{CACHE: out[CACHE]}, **PLAIN)
             logits.append(out.logits)
-        return logits, out.past_key_values
+        return logits, out[CACHE]
 
     try:
         library, _ = read()
