@@ -80,9 +80,9 @@ def test_a_cache_is_freed_and_a_second_turn_goes_on(name):
 @pytest.mark.parametrize(
     "recipe",
     [
-        "streaming_llm(budget=0.5)", "tova(budget=0.5)", "adaptive(score=snapkv, budget=0.5)", "zip_cache", "mini_cache",
-        "lazy_llm(budget=0.5)", "token_select(budget=0.5)", "early_exit", "constant_skip(share=0.8)", "lookahead", "cntp",
-        "beam", "top_p(share=0.9)",
+        "streaming_llm(budget=0.5)", "tova(budget=0.5)", "adaptive(score=snapkv, budget=0.5)", "zip_cache",
+        "mini_cache", "lazy_llm(budget=0.5)", "token_select(budget=0.5)", "early_exit", "constant_skip(share=0.8)",
+        "lookahead", "cntp", "beam", "top_p(share=0.9)",
     ],
 )  # fmt: skip
 def test_every_kind_of_recipe_runs(recipe):

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from tokenmill.errors import ModelError, TokenmillError
 from tokenmill.models.architectures import (
-    CACHE, Decoder, RotaryEmbedding, Unrotated, decoder_of, frequencies_of, logits_of,
+    CACHE,
+    Decoder,
+    RotaryEmbedding,
+    Unrotated,
+    decoder_of,
+    frequencies_of,
+    logits_of,
 )  # fmt: skip
 from tokenmill.models.engine import call
 from tokenmill.models.owner import in_pass
