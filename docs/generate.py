@@ -34,6 +34,8 @@ ORDER = [
     "types.py",
     "method.py",
     "catalog.py",
+    "method_files.py",
+    "recipe_file.py",
     "errors.py",
     "ops",
     "methods",

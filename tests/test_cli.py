@@ -13,9 +13,12 @@ from typer.testing import CliRunner
 
 from tiny import tiny
 from tiny_tokenizer import tiny_tokenizer
-from tokenmill import catalog, cli
-from tokenmill.cli import app, split_budgets, split_specs
-from tokenmill.errors import SpecError, TokenmillError
+from tokenmill import catalog
+from tokenmill.cli import app, split_budgets
+from tokenmill.errors import SpecError
+from tokenmill.method import REGISTERED, parse
+from tokenmill.method_files import split_specs, with_files
+from tokenmill.recipe_file import head, load_recipe
 
 ROW = ("name", "verb", "title", "paper", "year", "differs", "needs", "summary")
 
@@ -397,12 +400,195 @@ def test_the_script_is_installed():
     assert os.access(script, os.X_OK)
 
 
-def test_a_recipe_file_is_read_and_its_mistakes_are_told(tmp_path):
-    good, bad, none = tmp_path / "recipe.toml", tmp_path / "bad.toml", tmp_path / "none.toml"
-    good.write_text('recipe = "h2o(budget=0.25)"\n')
-    bad.write_text("recipe =\n")
-    none.write_text('model = "smollm2"\n')
-    assert cli._recipe_in(good) == "h2o(budget=0.25)"
-    for path, said in ((bad, "is not TOML"), (none, "no line recipe"), (tmp_path / "gone.toml", "cannot read")):
-        with pytest.raises(TokenmillError, match=said):
-            cli._recipe_in(path)
+# ---- recipe files ----
+
+
+def test_run_takes_a_recipe_files_model_and_weights_or_refuses(model, tmp_path):
+    file, old = tmp_path / "recipe.toml", tmp_path / "old.toml"
+    file.write_text("\n".join(head("snapkv(budget=0.5)", str(model), "int8", "it is the best")))
+    old.write_text('recipe = "snapkv(budget=0.5)"\n')
+    prompt = ("w5 w6 w7 w8 w9", "--max-new-tokens", 6)
+    wanted = call("run", *prompt, "--recipe", "snapkv(budget=0.5)", "--model", model, "--weights", "int8")
+    assert wanted.exit_code == 0, wanted.output
+    for given in ((), ("--weights", "int8"), ("--model", model), ("--recipe", "snapkv(budget=0.5)")):
+        result = call("run", *prompt, "--recipe-file", file, *given)
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert result.stdout == wanted.stdout
+    assert call("run", *prompt, "--recipe-file", old, "--model", model, "--weights", "int8").stdout == wanted.stdout
+    for given, says in (
+        (("--weights", "float32"), f"--weights float32 contradicts {file}, which was chosen for int8"),
+        (("--model", "smollm2"), f"--model smollm2 contradicts {file}"),
+        (("--recipe", "full"), "--recipe full contradicts --recipe-file"),
+    ):
+        assert says in refused("run", *prompt, "--recipe-file", file, *given)
+
+
+# ---- methods in the user's files ----
+
+MINE = """
+import tokenmill as tm
+with open({mark!r}, "a") as file:
+    file.write("run\\n")
+
+@tm.method(title="", verb="score")
+def peak(trace, *, window: int = 4):
+    \"\"\"Peak: the size of keys.\"\"\"
+    return trace.keys.norm(dim=-1)
+
+@tm.method(title="", verb="explain")
+def by_place(ask, ids, target):
+    \"\"\"By place: later tokens count more.\"\"\"
+    import torch
+    from tokenmill.types import Attribution
+    return Attribution(torch.arange(len(ids)).float(), 5 if target is None else target)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A file of methods, which leaves a mark when it is run."""
+    path = tmp_path / "my methods" / "mine.py"
+    path.parent.mkdir()
+    path.write_text(MINE.format(mark=str(tmp_path / "mark")))
+    yield path
+    for name in ("peak", "by_place"):
+        REGISTERED.pop(name, None)
+
+
+def test_a_method_of_a_file_works_everywhere(mine, model, tmp_path):
+    spec, mark = f"'{mine}':peak", tmp_path / "mark"
+    shown = call("show", spec)
+    assert shown.exit_code == 0, shown.output
+    assert "peak  (score:" in shown.stdout
+    assert "window = 4" in shown.stdout
+    assert not mark.exists()  # it is read, not run
+    result = call("run", "w5 w6 w7 w8 w9", "--recipe", f"{spec}(budget=0.5)", "--model", model, "--max-new-tokens", 6)
+    assert result.exit_code == 0, (result.output, result.exception)
+    both = f"full + adaptive(score={spec}, budget=0.5)"
+    assert "both decide" in refused("run", "w5", "--recipe", both, "--model", model)
+    result = call("explain", "w5 w6 w7", "--method", f"'{mine}':by_place", "--model", model, "--json")
+    assert [row["score"] for row in json.loads(result.stdout)["prompt"]] == [0, 1, 2]
+    assert mark.read_text() == "run\n"  # once for all of it
+
+
+def test_mistakes_with_files(mine, tmp_path):
+    broken, taken = tmp_path / "broken.py", tmp_path / "taken.py"
+    broken.write_text("x = 1\n1 / 0\n")
+    taken.write_text("import tokenmill as tm\n@tm.method(title='', verb='score')\ndef h2o(trace):\n    return trace\n")
+    for spec, says in (
+        (f"{tmp_path}/none.py:peak", "cannot read"),
+        (f"'{mine}':peek", "defines no method 'peek'; did you mean peak?"),
+        (f"{broken}:peak", "ZeroDivisionError: division by zero, line 2"),
+        (f"{taken}:h2o", "the name h2o is taken"),
+    ):
+        assert says in refused("run", "hi", "--recipe", spec)
+        assert says in refused("compare", "cache", "--methods", f"{spec}, snapkv")
+    assert "defines no function" in refused("show", f"'{mine}':peek")
+    assert "is no Python" in refused("show", f"{_file(tmp_path, 'x.py', 'def (')}:x")
+    assert "no method" in refused("show", f"{_file(tmp_path, 'y.py', 'def y(): pass')}:y")
+
+
+def _file(folder, name, text):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_spec_and_a_recipe_file_run_no_code(mine, tmp_path):
+    with pytest.raises(SpecError, match="names a file, which only the command line and"):
+        parse(f"'{mine}':peak(budget=0.5)")
+    with pytest.raises(SpecError, match="names a file"):
+        parse(f"{mine}:peak")
+    with_files(f"'{mine}':peak")
+    file = tmp_path / "recipe.toml"
+    file.write_text("\n".join(head("peak(budget=0.5)", "smollm2", "float32", "it is the best")))
+    assert repr(load_recipe(file)) == "peak(budget=0.5)"  # known here
+    REGISTERED.pop("peak")
+    (tmp_path / "mark").unlink()
+    assert (
+        f"no code is run because a recipe file names it; use --recipe with the file before the name, '{mine}:peak"
+        in (refused("run", "hi", "--recipe-file", file))
+    )
+    assert not (tmp_path / "mark").exists()
+
+
+# ---- explain ----
+
+
+def test_explain_lists_places_and_writes_json_and_html(model, tmp_path):
+    page = tmp_path / "why.html"
+    given = ("explain", "w5 w6 w5 w7 w8 w9 w10 w11 w12 w13 w14 w15", "--model", model)
+    result = call(*given, "--html", page)
+    assert result.exit_code == 0, (result.output, result.exception)
+    rows = [line.split() for line in result.stdout.splitlines() if line.endswith("'w5'")]
+    assert {row[1] for row in rows} == {"0", "2"}
+    assert "and 2 more; --top 0 lists all" in result.stdout
+    assert "more" not in call(*given, "--top", 0).stdout
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert text.count(">w5</span>") == 2
+    found = json.loads(call(*given, "--json").stdout)
+    assert [row["position"] for row in found["prompt"]] == list(range(12))
+    assert [row["token"] for row in found["prompt"]][:3] == ["w5", "w6", "w5"]
+    assert found["draws"] is False
+    assert found["answer"] == []
+    whole = json.loads(call(*given, "--json", "--tokens", 3).stdout)
+    assert [len(step["scores"]) for step in whole["answer"]] == [12, 13, 14]
+    assert "cannot write" in refused(*given, "--html", tmp_path / "none" / "why.html")
+
+
+def test_explains_ranking_does_not_depend_on_the_seed_unless_it_says_so(model):
+    given = ("explain", "w5 w6 w7", "--model", model)
+    assert "--seed has no effect: occlusion takes none" in refused(*given, "--seed", 1)
+    assert "another --seed" not in call(*given).stdout
+    drawn = call(*given, "--method", "reagent(steps=2)", "--seed", 1)
+    assert "draws at random: with another --seed" in drawn.stdout
+
+
+# ---- options that have no effect, and those that every command has ----
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("run", "hi", "--seed", 1), "--seed has no effect: nothing is drawn"),
+        (("run", "hi", "--temperature", 0, "--seed", 1), "--seed has no effect"),
+        (("explain", "hi", "--method", "reagent(seed=3)", "--seed", 1), "--seed has no effect"),
+        (("explain", "hi", "--json", "--top", 3), "--top has no effect"),
+        (("train", "mor", "--model", "smollm2"), "--model has no effect: mor is a small model of its own"),
+        (("train", "mor", "--own", 10), "leave out --own"),
+        (("train", "medusa", "--steps", 3, "--minutes", 1, "--model", "MODEL"), "contradict each other"),
+        (("reproduce", "mor", "--model", "m"), "--model has no effect: mor trains models of its own"),
+        (("reproduce", "duo_llm", "--weights", "int8"), "--weights has no effect"),
+    ],
+)
+def test_an_ignored_option_is_a_mistake(args, says, model):
+    assert says in refused(*(model if arg == "MODEL" else arg for arg in args))
+
+
+def test_a_seed_that_counts_is_no_mistake(model):
+    for more in (("--temperature", 1), ("--recipe", "temperature(temperature=0.8)"), ("--recipe", "cntp")):
+        result = call("run", "w5 w6", "--model", model, "--max-new-tokens", 3, "--seed", 1, *more)
+        assert result.exit_code == 0, (more, result.output, result.exception)
+
+
+def test_threads_and_verbose(model):
+    code = "import sys, tokenmill.cli as c, torch; c.app({}, standalone_mode=False); print(torch.get_num_threads())"
+    for early in ("", "import torch; "):  # loaded by then or not
+        asked = ["run", "w5 w6", "--model", str(model), "--max-new-tokens", "2", "--threads", "2", "-v"]
+        done = subprocess.run([sys.executable, "-c", early + code.format(asked)], capture_output=True, text=True)
+        assert done.stdout.split()[-1] == "2", done.stderr
+        assert "tokenmill: recipe full on" in done.stderr
+    quiet = command("run", "hi", "--recipe", "snapkvv")
+    loud = command("run", "hi", "--recipe", "snapkvv", "-v")
+    assert len(quiet.stderr.splitlines()) == 1
+    assert "Traceback" in loud.stderr
+    assert quiet.stderr.splitlines()[0] in loud.stderr.splitlines()
+    assert loud.returncode == quiet.returncode == 2
+
+
+def test_shell_completion():
+    assert "--install-completion" in call("--help").output
+    for words, wanted in (("tokenmill sh", "show"), ("tokenmill show snapk", "snapkv"), ("tokenmill ls pro", "probe")):
+        env = {**os.environ, "_TOKENMILL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "1"}
+        env["COMP_CWORD"] = str(len(words.split()) - 1)
+        assert wanted in command(env=env).stdout.split()

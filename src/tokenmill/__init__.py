@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "parse": "tokenmill.method",
     "recipe": "tokenmill.method",
+    "load_recipe": "tokenmill.recipe_file",
     "method": "tokenmill.method",
     "Method": "tokenmill.method",
     "Recipe": "tokenmill.method",
@@ -24,6 +25,7 @@ _EXPORTS = {
     "decide": "tokenmill.run.decide",
     "generate": "tokenmill.run.generate",
     "explain": "tokenmill.run.explain",
+    "compare": "tokenmill.bench.comparison",
     "probe": "tokenmill.run.probe",
     "transplant": "tokenmill.run.transplant",
     "train": "tokenmill.run.train",
@@ -33,6 +35,7 @@ _EXPORTS = {
 __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
+    from tokenmill.bench.comparison import compare as compare
     from tokenmill.catalog import methods as methods
     from tokenmill.errors import TokenmillError as TokenmillError
     from tokenmill.method import Method as Method
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from tokenmill.models.apply import applied as applied
     from tokenmill.models.load import load as load
     from tokenmill.models.processors import processors as processors
+    from tokenmill.recipe_file import load_recipe as load_recipe
     from tokenmill.run.decide import decide as decide
     from tokenmill.run.explain import explain as explain
     from tokenmill.run.generate import generate as generate

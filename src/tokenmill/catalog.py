@@ -87,23 +87,37 @@ def as_json(verb: str | None = None) -> str:
 
 
 def _read(path: Path, verb: str) -> Entry:
-    source = path.read_text(encoding="utf-8")
-    tree = ast.parse(_head(source, path.stem), filename=str(path))
-    doc = ast.get_docstring(tree) or ""
-    function = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem), None)
-    if function is None:
-        raise SpecError(f"{path} defines no function '{path.stem}': a method's file and function share one name")
+    return read_source(_head(path.read_text(encoding="utf-8"), path.stem), path, path.stem, verb)
+
+
+def read_source(source: str, path: Path, name: str, verb: str | None = None) -> Entry:
+    """One method of a file, whose source this is. The verb is the one that its card names if none is given.
+
+    Raises SpecError for a file that is no Python, or that defines no such method.
+    """
+    try:
+        tree = ast.parse(source, filename=str(path))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path} is no Python: {error}") from None
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if name not in functions:
+        raise SpecError(f"{path} defines no function '{name}'; {did_you_mean(name, functions)}")
+    function = functions[name]
+    doc = ast.get_docstring(function) or ast.get_docstring(tree) or ""
     card: dict[str, Any] = {}
     for decorator in function.decorator_list:
-        if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "method":
-            card = {k.arg: ast.literal_eval(k.value) for k in decorator.keywords if k.arg}
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).rpartition(".")[2] == "method":
+            card = {k.arg: ast.literal_eval(k.value) for k in decorator.keywords if k.arg and _literal(k.value)}
+    verb = verb or card.get("verb")
+    if verb not in VERBS:
+        raise SpecError(f"{path}: {name} is no method; write @tokenmill.method(verb=..., title=...) above it")
     knobs = {
         arg.arg: ast.unparse(default) if default is not None else ""
         for arg, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     }
     first = doc.split("\n", 1)[0]
     return Entry(
-        name=path.stem,
+        name=name,
         verb=verb,
         title=card.get("title", ""),
         paper=card.get("paper"),
@@ -117,6 +131,14 @@ def _read(path: Path, verb: str) -> Entry:
         path=path,
         line=function.lineno,
     )
+
+
+def _literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except ValueError:
+        return False
+    return True
 
 
 def _head(source: str, name: str) -> str:

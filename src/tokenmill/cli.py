@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
+import functools
+import inspect
 import itertools
 import json
+import logging
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from tokenmill import __version__, catalog
+from tokenmill import __version__, catalog, method_files
 from tokenmill.errors import InputError, SpecError, TokenmillError, did_you_mean
+from tokenmill.method_files import split_specs
 from tokenmill.streams import silence, steady_streams
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from tokenmill.method import Recipe
+
+log = logging.getLogger(__name__)
 
 TRACKS = ("cache", "decode", "depth")
 REPRODUCTIONS = Path("tokenmill-runs") / "reproduce"
@@ -61,6 +70,7 @@ class _Friendly(TyperGroup):
             return super().invoke(ctx)
         except TokenmillError as error:
             _complain(_one_line(error))
+            log.debug("the error in full:", exc_info=error)
             raise typer.Exit(2) from None
         except UnicodeError as error:
             _complain(f"text that is not UTF-8: {_one_line(error)[:200]}")
@@ -84,7 +94,6 @@ _Usage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ 
 app = typer.Typer(
     cls=_Friendly,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Token methods on one contract, on your own model: list, run, compare, reproduce.",
 )
@@ -106,6 +115,77 @@ Input = Annotated[
 ]
 
 
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr; errors with their traceback.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=os.cpu_count() or 1, help="Threads that compute; one for each core if not given."),
+]
+
+
+def _computes(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that runs models: it takes --verbose and --threads too."""
+
+    @functools.wraps(command)
+    def call(*args: Any, verbose: bool, threads: int | None, **options: Any) -> None:
+        _log_to_stderr(verbose)
+        if threads is not None:
+            _use_threads(threads)
+        command(*args, **options)
+
+    signature = inspect.signature(command, eval_str=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    more = [
+        inspect.Parameter("verbose", kind, default=False, annotation=Verbose),
+        inspect.Parameter("threads", kind, default=None, annotation=Threads),
+    ]
+    call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in (*signature.parameters.values(), *more)}
+    return call
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    """Notes of the package on stderr, one line each."""
+    logger = logging.getLogger("tokenmill")
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.propagate = False
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.handlers[0].setFormatter(logging.Formatter("tokenmill: %(message)s"))
+
+
+def _use_threads(count: int) -> None:
+    """For torch, which may be loaded already, and for numba, which takes as many as torch."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = str(count)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(count)
+    log.debug("computing with %d threads", count)
+
+
+def _refuse(ctx: typer.Context, why: str, *names: str, unless: bool = False) -> None:
+    """An option that was given and has no effect is a mistake. `why` says so, without the option's name."""
+    for name in names:
+        source = ctx.get_parameter_source(name)
+        if not unless and source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT"):
+            raise InputError(f"--{name.replace('_', '-')} has no effect: {why}")
+
+
+def _methods(begun: str) -> list[str]:
+    """For the shell's completion."""
+    return [name for name in catalog.methods() if name.startswith(begun)]
+
+
+def _explainers(begun: str) -> list[str]:
+    return [name for name in catalog.methods("explain") if name.startswith(begun)]
+
+
+def _verbs(begun: str) -> list[str]:
+    return [verb for verb in catalog.VERBS if verb.startswith(begun)]
+
+
+def _tracks(begun: str) -> list[str]:
+    return [track for track in TRACKS if track.startswith(begun)]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"tokenmill {__version__}")
@@ -121,7 +201,9 @@ def _options(
 
 @app.command()
 def ls(
-    verb: Annotated[str | None, typer.Argument(help="Only this verb: " + ", ".join(catalog.VERBS))] = None,
+    verb: Annotated[
+        str | None, typer.Argument(help="Only this verb: " + ", ".join(catalog.VERBS), autocompletion=_verbs)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All fields, for scripts.")] = False,
 ) -> None:
     """List the methods."""
@@ -142,13 +224,16 @@ def ls(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A method, as `tokenmill ls` names it.")],
+    name: Annotated[
+        str, typer.Argument(help="A method, as `tokenmill ls` names it, or mine.py:NAME.", autocompletion=_methods)
+    ],
     out: Annotated[Path, typer.Option(help="Folder that `tokenmill reproduce` wrote into.")] = REPRODUCTIONS,
 ) -> None:
     """Show one method: what it does, its formula, its knobs, where it stands, and how its claim fared."""
     from tokenmill.method import KNOBS, SPENDING
 
-    entry = catalog.find(name)
+    file = method_files.split(name)
+    entry = method_files.entry(*file) if file else catalog.find(name)
     print(f"{entry.name}  ({entry.verb}: {catalog.VERBS[entry.verb]})")
     if entry.title:
         print(", ".join(filter(None, [f'"{entry.title}"', entry.paper, str(entry.year or "")])))
@@ -159,7 +244,9 @@ def show(
         print(f"  {knob} = {default}" + (f"    {meaning}" if meaning else ""))
     if not knobs:
         print("  none")
-    print(f"\nSource\n  {entry.path}:{entry.line}\n\nReproduction\n  {_reproduction(name, out)}")
+    print(f"\nSource\n  {entry.path}:{entry.line}")
+    if not file:
+        print(f"\nReproduction\n  {_reproduction(name, out)}")
 
 
 def _reproduction(name: str, out: Path) -> str:
@@ -180,11 +267,15 @@ def _reproduction(name: str, out: Path) -> str:
 
 
 @app.command()
+@_computes
 def run(
+    ctx: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
-    recipe: Annotated[str, typer.Option(help="Such as 'snapkv(budget=0.25) + token_recycling'.")] = "full",
+    recipe: Annotated[
+        str, typer.Option(help="Such as 'snapkv(budget=0.25) + token_recycling', or 'mine.py:peak(budget=0.25)'.")
+    ] = "full",
     recipe_file: Annotated[
-        Path | None, typer.Option(help="The recipe.toml of a compare run; its recipe instead of --recipe.")
+        Path | None, typer.Option(help="The recipe.toml of a compare run: its recipe, model and weights.")
     ] = None,
     model: Model = "smollm2",
     weights: Weights = "float32",
@@ -201,8 +292,20 @@ def run(
     """Generate text under a recipe: the text on stdout as it comes, what it cost on stderr."""
     text = _prompt(prompt, input)
     import tokenmill as tm
+    from tokenmill.run.choose import Chooser
 
-    chosen = tm.recipe(recipe if recipe_file is None else _recipe_in(recipe_file))
+    chosen: Recipe
+    if recipe_file is not None:
+        chosen = recorded_recipe = tm.load_recipe(recipe_file)
+        given = {"recipe": recipe, "model": model, "weights": weights}
+        recorded = {"recipe": repr(chosen), **recorded_recipe.settings}
+        settled = {name: _settled(ctx, name, given[name], recorded.get(name), recipe_file) for name in given}
+        model, weights = settled["model"], settled["weights"]
+    else:
+        chosen = tm.recipe(method_files.with_files(recipe))
+    draws = not Chooser.of(chosen, temperature, 1.0, seed, 1).greedy
+    _refuse(ctx, "nothing is drawn; give a --temperature, or a recipe that draws", "seed", unless=draws)
+    log.debug("recipe %s on %s, weights %s", chosen, model, weights)
     loaded, tokenizer = tm.load(model, weights=weights, device=device)
 
     def emit(row: int, piece: str) -> None:
@@ -223,28 +326,38 @@ def run(
     _report(out[0])
 
 
-def _recipe_in(path: Path) -> str:
-    """The recipe that a compare run wrote down."""
-    import tomllib
-
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8")).get("recipe")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}") from None
-    if not isinstance(found, str):
-        raise InputError(f'{path} has no line recipe = "…"; compare writes such a file as recipe.toml')
-    return found
+def _settled(ctx: typer.Context, name: str, given: str, recorded: str | None, file: Path) -> str:
+    """What a recipe file records, unless it records nothing; an option that says otherwise is refused."""
+    if recorded is None or given == recorded:
+        return given
+    source = ctx.get_parameter_source(name)
+    if source is not None and source.name == "COMMANDLINE":
+        raise InputError(
+            f"--{name} {given} contradicts {file}, which was chosen for {recorded}; leave out --{name}, or give the "
+            "recipe with --recipe"
+            if name != "recipe"
+            else f"--recipe {given} contradicts --recipe-file {file}; give one of them"
+        )
+    return recorded
 
 
 @app.command()
+@_computes
 def explain(
+    ctx: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from stdin.")] = None,
-    method: Annotated[str, typer.Option(help="An explain method; see `tokenmill ls explain`.")] = "reagent",
+    method: Annotated[
+        str, typer.Option(help="An explain method; see `tokenmill ls explain`.", autocompletion=_explainers)
+    ] = "occlusion",
     target: Annotated[
-        str | None, typer.Option(help="The next token to explain; the likeliest one if not given.")
+        str | None, typer.Option(help="The text to explain, as what comes next; the likeliest token if not given.")
     ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Explain so many tokens of the model's answer, not the next one alone.")
+    ] = 1,
+    top: Annotated[int, typer.Option(min=0, help="Rows of the list of tokens; 0 lists all.")] = 10,
+    html: Annotated[Path | None, typer.Option(help="An HTML file to write it to, in colours.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All scores, for scripts.")] = False,
     model: Model = "smollm2",
     weights: Weights = "float32",
     device: Device = "cpu",
@@ -253,30 +366,50 @@ def explain(
     template: Template = None,
     seed: Seed = 0,
 ) -> None:
-    """Which tokens of the prompt made the next one likely."""
+    """Which tokens of the prompt made the next one, or a whole answer, likely."""
     text = _prompt(prompt, input)
     import tokenmill as tm
+    from tokenmill.run.explain import draws, explainer
 
-    tm.parse(method)  # a typo is told before a model is loaded
+    chosen = explainer(method_files.with_files(method))  # a typo is told before a model is loaded
+    _refuse(ctx, f"{chosen!r} takes none", "seed", unless=draws(chosen) and "seed" not in chosen.given)
+    _refuse(ctx, "--json lists all tokens", "top", unless=not as_json)
+    if html is not None:
+        _writable(html, "--html")
     loaded, tokenizer = tm.load(model, weights=weights, device=device)
-    told = tm.explain(
+    found = tm.explain(
         loaded,
         tokenizer,
         text,
-        method=method,
+        method=chosen,
         target=target,
+        tokens=tokens,
         chat=template or chat,
         seed=seed,
         progress=sys.stderr.isatty(),
     )
+    if html is not None:
+        _write(html, found.to_html(), "--html")
+    if as_json:
+        print(json.dumps({"model": model, "seed": seed, **found.to_dict()}, indent=1, ensure_ascii=False))
+        return
     console = _console()
-    console.print(told)
-    console.print(f"\nThe model was asked {told.attribution.calls} times. What counted most:")
-    for token, score in told.top(10):
-        console.print(f"{score:10.4f}  {token!r}", markup=False, highlight=False)
+    console.print(found)
+    count = top or len(found.tokens)
+    console.print(f"\nThe model was asked {found.attribution.calls} times. What counted most, by position:")
+    for position, token, score in found.top(count):
+        console.print(f"{score:10.4f}  {position:5}  {token!r}", markup=False, highlight=False)
+    if count < len(found.tokens):
+        console.print(f"and {len(found.tokens) - count} more; --top 0 lists all")
+    if found.draws:
+        console.print(
+            f"{found.method} draws at random: with another --seed the order may be another one.",
+            markup=False, highlight=False,
+        )  # fmt: skip
 
 
 @app.command()
+@_computes
 def probe(
     name: Annotated[str, typer.Argument(help="A probe; see `tokenmill ls probe`.")],
     model: Model = "smollm2",
@@ -291,7 +424,7 @@ def probe(
     """Measure what a model is like: a table here, and JSON with --out."""
     from tokenmill.method import Method, parse
 
-    chosen = parse(name)
+    chosen = parse(method_files.with_files(name))
     if not isinstance(chosen, Method) or chosen.verb != "probe":
         raise SpecError(f"{chosen!r} is no probe; {did_you_mean(name, catalog.methods('probe'))}")
     if tokens * texts > PROBED:
@@ -318,20 +451,19 @@ def probe(
     found = ask(loaded, tokenizer, rows, chosen, second=second, progress=sys.stderr.isatty())
     _console().print(found)
     if out is not None:
-        try:
-            out.write_text(json.dumps({"model": model, "seed": seed, **found.as_dict()}, indent=1), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from None
+        _write(out, json.dumps({"model": model, "seed": seed, **found.as_dict()}, indent=1), "--out")
 
 
 @app.command()
+@_computes
 def compare(
-    track: Annotated[str, typer.Argument(help="What to compare: " + ", ".join(TRACKS))],
+    track: Annotated[str, typer.Argument(help="What to compare: " + ", ".join(TRACKS), autocompletion=_tracks)],
     model: Model = "smollm2",
     weights: Weights = "float32",
     device: Device = "cpu",
     methods: Annotated[
-        str | None, typer.Option(help="Specs with commas between them; all that fit if not given.")
+        str | None,
+        typer.Option(help="Specs with commas between them, such as 'mine.py:peak, snapkv'; all that fit if not given."),
     ] = None,
     budgets: Annotated[
         str | None, typer.Option(help="Shares of the cache (depth: of the layers), such as 0.5,0.25.")
@@ -357,7 +489,7 @@ def compare(
     from tokenmill.method import parse
 
     for spec in specs or ():
-        parse(spec)  # a typo is told before a model is loaded
+        parse(method_files.with_files(spec))  # a typo is told before a model is loaded
     measure(
         track,
         model=model,
@@ -377,9 +509,12 @@ def compare(
 
 
 @app.command()
+@_computes
 def reproduce(
+    ctx: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME|VERB|all]...", help="Methods, verbs' methods, or all.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME|VERB|all]...", help="Methods, verbs' methods, or all.", autocompletion=_methods),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for one JSON a method.")] = REPRODUCTIONS,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer samples, wider intervals.")] = False,
@@ -394,6 +529,9 @@ def reproduce(
     """Run a published claim again: supported, contradicted, inconclusive or not testable here, with the numbers."""
     from tokenmill.claims import reproduce as rerun
 
+    asked = [m for name in names or ["all"] for m in (catalog.methods(name) if name in catalog.VERBS else [name])]
+    alone = all(m in catalog.entries() and catalog.find(m).card.get("trains") == "model" for m in asked)
+    _refuse(ctx, "models are trained here from nothing", "model", "weights", "device", unless=not alone)
     rerun(
         names or "all",
         out=out,
@@ -408,8 +546,12 @@ def reproduce(
 
 
 @app.command()
+@_computes
 def train(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A method with a learned part, or its spec.")],
+    ctx: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A method with a learned part, or its spec.", autocompletion=_methods)
+    ],
     model: Model = "smollm2",
     text: Annotated[
         Path | None, typer.Option(help="A text file or folder of your own; the standard library's text if not given.")
@@ -430,10 +572,12 @@ def train(
     from tokenmill.models.trained import source, writable
     from tokenmill.run.fit import fit
 
-    chosen = parse(name)
+    chosen = parse(method_files.with_files(name))
     if not isinstance(chosen, Method):
         raise SpecError(f"'{name}' is a recipe; train one method at a time")
     source(chosen)  # one without a learned part is told before a model is loaded
+    alone = chosen.card.trains != "part"
+    _refuse(ctx, f"{chosen.name} is a small model of its own, trained from nothing", "model", unless=not alone)
     writable(out)
     loaded = tokenizer = None
     if chosen.card.trains == "part":
@@ -448,17 +592,6 @@ def train(
     for what, value in made.held_out.items():
         console.print(f"{value:10.4f}  {what}, on held-out text", highlight=False)
     console.print(f"written to {made.path} and {made.path.with_suffix('.json').name}", highlight=False)
-
-
-def split_specs(text: str) -> list[str]:
-    """'adaptive(score=h2o, sinks=4), tova' -> two specs: commas inside parentheses belong to a spec."""
-    try:
-        body = ast.parse(f"[{text}]", mode="eval").body
-    except SyntaxError:
-        body = None
-    if not isinstance(body, ast.List) or not body.elts:
-        raise SpecError(f"cannot read '{text}'; specs look like 'snapkv(window=16), tova'")
-    return [ast.unparse(spec) for spec in body.elts]
 
 
 def split_budgets(text: str) -> list[float]:
@@ -489,6 +622,20 @@ def _prompt(prompt: str | None, file: Path | None) -> str | list[dict[str, Any]]
     if isinstance(given, str):
         return "\n\n".join(part for part in (given, text) if part)
     return [*given, {"role": "user", "content": text}] if text.strip() else given
+
+
+def _writable(file: Path, option: str) -> None:
+    """Found out before an hour's work, not after it."""
+    folder = file.expanduser().absolute().parent
+    if file.expanduser().is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {file}; choose another {option}")
+
+
+def _write(file: Path, text: str, option: str) -> None:
+    try:
+        file.expanduser().write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}; choose another {option}") from None
 
 
 def _report(answer: Any) -> None:

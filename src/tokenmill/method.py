@@ -302,7 +302,10 @@ def _value(method_name: str, knob: str, value: Any, hint: Any) -> Any:
 
 
 def method(**card: Any) -> Callable[[Callable[..., Any]], Method]:
-    """Make a function a method. The verb is the folder it lives in, or `verb=` for one defined elsewhere."""
+    """Make a function a method. The verb is the folder it lives in, or `verb=` for one defined elsewhere.
+
+    One defined elsewhere is from then on known to `parse` by its name, unless the package has a method of that name.
+    """
     verb = card.pop("verb", None)
 
     def wrap(fn: Callable[..., Any]) -> Method:
@@ -310,9 +313,16 @@ def method(**card: Any) -> Callable[[Callable[..., Any]], Method]:
         where = verb or (parts[-2] if len(parts) > 1 else None)
         if where not in catalog.VERBS:
             raise SpecError(f"{fn.__name__}: say verb=..., one of {', '.join(catalog.VERBS)}")
-        return Method(fn, Card(**card), where)
+        made = Method(fn, Card(**card), where)
+        if verb is not None and made.name not in catalog.entries():
+            REGISTERED[made.name] = made
+        return made
 
     return wrap
+
+
+# Methods that were defined outside the package, the newest of each name: `parse` finds them by it.
+REGISTERED: dict[str, Method] = {}
 
 
 class Recipe:
@@ -528,6 +538,11 @@ def parse(spec: str) -> Method | Recipe:
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except SyntaxError as error:
+        if any(sign in spec for sign in (".py:", ".py':", '.py":')):
+            raise SpecError(
+                f"'{spec}' names a file, which only the command line and tokenmill.compare run; import it and name the "
+                "method alone"
+            ) from None
         raise SpecError(
             f"cannot read '{spec}': {error.msg}; a spec looks like snapkv(budget=0.25) + token_recycling"
         ) from None
@@ -554,7 +569,9 @@ def recipe(what: str | Method | Recipe | None) -> Recipe:
 
 
 def get(name: str) -> Method:
-    """The method of that name with its default knobs."""
+    """The method of that name with its default knobs: of the package, or one defined elsewhere in this process."""
+    if name in REGISTERED:
+        return REGISTERED[name]
     entry = catalog.find(name)
     module = importlib.import_module(f"tokenmill.methods.{entry.verb}.{entry.name}")
     return getattr(module, name)

@@ -27,6 +27,7 @@ from tiny_tokenizer import tiny_tokenizer
 from tokenmill import catalog
 from tokenmill.errors import InputError, ModelError, RecipeError, TokenmillError
 from tokenmill.models.apply import applied
+from tokenmill.models.architectures import CACHE
 from tokenmill.models.lanes import SLACK
 from tokenmill.run.generate import generate
 from tokenmill.run.session import Session
@@ -164,7 +165,7 @@ def test_several_turns_with_generate(name):
     with applied(model, None):
         one = model.generate(first, max_new_tokens=8, return_dict_in_generate=True, **GREEDY)
         assert torch.equal(one.sequences, out)
-        got = model.generate(second, past_key_values=one.past_key_values, max_new_tokens=8, **GREEDY)
+        got = model.generate(second, **{CACHE: one[CACHE]}, max_new_tokens=8, **GREEDY)
     assert torch.equal(got, wanted)
 
 
@@ -226,7 +227,7 @@ def test_forward_without_no_grad():
     with applied(model, "h2o(budget=0.5)"):
         out = model(ids(1, 20), use_cache=True)
         for _ in range(3):
-            out = model(ids(1, 1), past_key_values=out.past_key_values)
+            out = model(ids(1, 1), **{CACHE: out[CACHE]})
     assert torch.isfinite(out.logits).all()
 
 
@@ -339,10 +340,10 @@ def test_ragged_heads_are_freed_each():
 def test_errors_say_what_to_do():
     model, prompt = tiny("llama"), ids(1, 8)
     with applied(model, "h2o(budget=0.5)"):
-        cache = model(prompt).past_key_values
+        cache = model(prompt)[CACHE]
     filled = DynamicCache()
     with torch.no_grad():
-        model(prompt, past_key_values=filled)
+        model(prompt, **{CACHE: filled})
     torch.manual_seed(0)
     two_layers = LlamaForCausalLM(
         LlamaConfig(
@@ -355,7 +356,7 @@ def test_errors_say_what_to_do():
         )
     )
     with torch.no_grad(), pytest.raises(RecipeError, match=r"inside tokenmill.applied"):
-        model(prompt, past_key_values=cache)
+        model(prompt, **{CACHE: cache})
 
     def under(recipe=None, of=model, **asked):
         with applied(of, recipe), torch.no_grad():
@@ -374,10 +375,10 @@ def test_errors_say_what_to_do():
         (lambda: under(output_attentions=True), RecipeError, "outside of applied"),
         (lambda: under(output_hidden_states=True), RecipeError, "outside of applied"),
         (lambda: under(position_ids=torch.arange(8)[None].flip(-1)), RecipeError, "position_ids"),
-        (lambda: under(past_key_values=filled), RecipeError, "start from the whole prompt"),
+        (lambda: under(**{CACHE: filled}), RecipeError, "start from the whole prompt"),
         (lambda: under("token_recycling"), RecipeError, "tokenmill.generate"),
-        (lambda: under(of=two_layers, past_key_values=cache), InputError, "new cache"),
-        (lambda: under(input_ids=ids(3, 1), past_key_values=cache), InputError, "1 rows and the input has 3"),
+        (lambda: under(of=two_layers, **{CACHE: cache}), InputError, "new cache"),
+        (lambda: under(input_ids=ids(3, 1), **{CACHE: cache}), InputError, "1 rows and the input has 3"),
         (lambda: under(of=bert), ModelError, "bert"),
         (lambda: under(of=t5), ModelError, "encoder-decoder"),
         (lambda: under("streaming_llm(slots=8)", tiny("gpt2")), RecipeError, "rotary"),

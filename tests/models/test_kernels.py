@@ -1,5 +1,9 @@
 """Attention over lanes and the gate, compiled: what they compute, and that a row's bits are its own."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -205,3 +209,24 @@ def test_the_gate_is_silu_times_what_it_gates_for_every_row_alike(shape):
     kernels._gated(y, out)
     assert np.isnan(out[0, 2])
     assert np.isfinite(out[0, 3:]).all()
+
+
+UNPACK = """
+import logging, torch
+logging.basicConfig(level=logging.INFO)
+from tokenmill.models.weights import Blocks
+for bits in (8, 4):
+    print(Blocks(torch.ones(8, 32), bits=bits).weight.shape)
+"""
+
+
+def test_compilation_is_announced_once_and_only_where_it_happens(tmp_path):
+    lines = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", UNPACK], capture_output=True, text=True,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        )  # fmt: skip
+        assert done.stdout.count("torch.Size([8, 32])") == 2, done.stderr
+        lines.append(done.stderr.count("compiling the products of packed weights"))
+    assert lines == [1, 0]

@@ -1,7 +1,10 @@
 """Packed weights: what a format holds, that every row is alike, and that everything else stays correct under it."""
 
 import copy
+import subprocess
+import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from tokenmill.models import weights
 from tokenmill.models.apply import Engine
 from tokenmill.models.default import default_model
 from tokenmill.models.lean import KNOWN
-from tokenmill.models.weights import Blocks, Bytes, Half, Nibbles, Product, blocks_of_4, blocks_of_8, held, pack
+from tokenmill.models.weights import Blocks, Half, Product, blocks_of_4, blocks_of_8, held, pack
 from tokenmill.run.session import Session
 from tokenmill.types import Depth
 
@@ -39,11 +42,16 @@ def matrix(outputs, inputs, seed=0):
     return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed)) * 0.05
 
 
-KINDS = {"float16": Half, "int8 torch": Bytes, "int4 torch": Nibbles}
+class Plain(Blocks):
+    """Blocks as they are where numba is missing."""
+
+    rows, unpacked = Blocks._plain_rows, Blocks._plain_unpacked
+
+
+KINDS = {"float16": Half, "int8 torch": partial(Plain, bits=8), "int4 torch": partial(Plain, bits=4)}
 if COMPILED:
-    KINDS |= {"int8": lambda w, b=None: Blocks(w, b, bits=8), "int4": lambda w, b=None: Blocks(w, b, bits=4)}
-# Of the product's spread: float16 activations do not exist, bfloat16 ones (torch's int4) have 8 bits.
-CLOSE = {"float16": 1e-5, "int8 torch": 1e-3, "int4 torch": 2e-2, "int8": 5e-4, "int4": 5e-4}
+    KINDS |= {"int8": partial(Blocks, bits=8), "int4": partial(Blocks, bits=4)}
+CLOSE = {"float16": 1e-5, "int8 torch": 5e-4, "int4 torch": 5e-4, "int8": 5e-4, "int4": 5e-4}  # of the product's spread
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,7 +142,7 @@ def test_a_packed_model_is_the_model_with_the_weights_it_holds(name, how):
     assert sum(isinstance(m, Product) for m in own.values()) >= 4 * 4 + 1
     with torch.no_grad():
         a, b = model(ids(2, 30)).logits, plain(ids(2, 30)).logits
-    assert float((a - b).abs().max()) < 2e-2 * float(b.std()) or (how == "int4" and not COMPILED)
+    assert float((a - b).abs().max()) < 2e-2 * float(b.std())
     assert held(model) < held(tiny(name))
 
 
@@ -359,15 +367,16 @@ def test_formats_that_are_not(tmp_path):
 
 
 def test_auto_takes_four_bits_only_where_they_lose_nothing(monkeypatch):
-    assert weights.fastest(tiny()) == "int8"
+    assert weights.fastest(tiny()) == ("int8" if COMPILED else "float32")
     rounded = copy.deepcopy(tiny())
     for layer in rounded.modules():
         if isinstance(layer, torch.nn.Linear) and layer is not rounded.lm_head:
             layer.weight.data = KINDS["int4"](layer.weight.data).weight if COMPILED else layer.weight.data
-    assert weights.fastest(rounded) == ("int4" if COMPILED else "int8")
-    assert isinstance(pack(rounded, "auto").lm_head, Product)
+    if COMPILED:
+        assert weights.fastest(rounded) == "int4"
+        assert isinstance(pack(copy.deepcopy(rounded), "auto").lm_head, Product)
     monkeypatch.setattr(weights, "compiled", lambda: False)
-    assert weights.fastest(copy.deepcopy(tiny())) == "int8"
+    assert weights.fastest(rounded) == "float32"  # torch's products of packed weights are slower than that
     assert weights.fastest(copy.deepcopy(tiny()).to("meta")) == "float32"
 
 
@@ -383,17 +392,6 @@ def test_gradients_are_refused_in_words():
     embeds = torch.randn(1, 4, 48, requires_grad=True)
     with pytest.raises(ModelError, match="no gradients; load the model with weights='float32'"):
         model(inputs_embeds=embeds)
-
-
-def test_without_numba_torch_multiplies(monkeypatch):
-    monkeypatch.setattr(weights, "compiled", lambda: False)
-    for how, kind in (("int8", Bytes), ("int4", Nibbles)):
-        model = pack(copy.deepcopy(tiny("llama")), how)
-        assert isinstance(model.model.layers[0].mlp.up_proj, kind)
-        assert Engine(model, tm.recipe("full")).lean is None
-        want = model.generate(ids(1, 20), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 20:]
-        out = tm.generate(model, None, ids(1, 20).tolist(), "token_recycling", max_new_tokens=8, ignore_eos=True)[0]
-        assert out.ids == want.tolist()
 
 
 @pytest.mark.parametrize("how", PACKED)
@@ -428,4 +426,54 @@ def test_a_packed_model_without_numba_saves_too(monkeypatch, tmp_path):
         with torch.no_grad():
             wanted = model(ids(1, 20)).logits
             off = (loaded(ids(1, 20)).logits - wanted).abs().max() / wanted.std()
-        assert float(off) < (2e-3 if how == "int8" else 0.2)  # torch's int4 product rounds activations
+        assert float(off) < 2e-3
+
+
+@needs_numba
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", [(64, 96), (97, 48), (33, 200), (1, 32), (4100, 31)])
+def test_torch_unpacks_and_multiplies_what_the_kernels_do(bits, shape):
+    w, x = matrix(*shape), matrix(9, shape[1], 1) * 20
+    fast, plain = Blocks(w, bits=bits), Plain(w, bits=bits)
+    assert torch.equal(plain.weight, fast.weight)
+    some = torch.tensor([0, shape[0] - 1, 0])
+    assert torch.equal(plain.unpacked(some), fast.unpacked(some))
+    assert torch.allclose(plain(x), fast(x), rtol=0, atol=1e-6 * float(F.linear(x, w).abs().max()))
+    for made in (fast, plain):
+        with pytest.raises(IndexError, match="outside the model's vocabulary"):
+            made.unpacked(torch.tensor([len(made.codes) * 8]))
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = None  # its import fails, and it cannot be found
+import torch, tokenmill as tm
+model, tokenizer = tm.load(sys.argv[1], weights=sys.argv[2])
+ids = torch.arange(5, 35)[None]
+with torch.no_grad():
+    logits = model(ids).logits
+texts = [tm.generate(model, None, ids.tolist(), r, max_new_tokens=24, ignore_eos=True)[0].ids
+         for r in ("full", "token_recycling", "snapkv(budget=0.5)")]
+torch.save((logits, texts), sys.argv[3])
+"""
+
+
+@needs_numba
+@pytest.mark.parametrize("how", ["int8", "int4"])
+def test_without_numba_the_same_weights_give_the_same_text(how, tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    found = tmp_path / "found.pt"
+    done = subprocess.run([sys.executable, "-c", WITHOUT_NUMBA, tmp_path, how, found], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert "pip install 'tokenmill[fast]'" in done.stderr
+    logits, (alone, drafted, evicted) = torch.load(found)
+    model, _ = tm.load(tmp_path, weights=how)
+    prompt = torch.arange(5, 35)[None]
+    with torch.no_grad():
+        want = model(prompt).logits
+    # Activations are whole numbers of 16 bits: where one is rounded the other way, a step of that shows.
+    assert float((logits - want).abs().max()) < 1e-3 * float(want.std())
+    assert alone == drafted == tm.generate(model, None, prompt.tolist(), max_new_tokens=24, ignore_eos=True)[0].ids
+    snap = tm.generate(model, None, prompt.tolist(), "snapkv(budget=0.5)", max_new_tokens=24, ignore_eos=True)[0]
+    assert evicted == snap.ids

@@ -115,9 +115,9 @@ def test_the_model_is_left_as_it_was():
         ([5, 200], None, "token id 200 is outside"),
         ([-1, 5], None, "token id -1 is outside"),
         (torch.ones(2, 3, dtype=torch.long), None, "one prompt at a time"),
-        (TEXT, "w7 w8", "not one token: this tokenizer reads it as 'w7', 'w8'"),
-        (TEXT, "nothing-like-it", "not one token"),
-        (TEXT, "", "not one token"),
+        (TEXT, "nothing-like-it", "cannot be written in this tokenizer's tokens"),
+        (TEXT, "", "cannot be written"),
+        ([5] * 512, "w7 w8", "513 tokens and the model reads at most 512"),
         (TEXT, 97, "target 97"),
         (TEXT, -1, "target -1"),
     ],
@@ -146,5 +146,43 @@ def test_shown_as_text_html_and_colours():
     console = Console(record=True, width=80)
     console.print(told)
     assert "w10w20w30w40" in console.export_text()
-    assert [score for _, score in told.top(4)] == sorted(told.attribution.scores.tolist(), reverse=True)
+    assert [score for *_, score in told.top(4)] == sorted(told.attribution.scores.tolist(), reverse=True)
     assert len(told.top(2)) == 2
+    assert len(repr(told)) < 100
+    assert told.to_html().count("<div") == told._repr_html_().count("<div")
+
+
+def test_repeated_tokens_are_told_apart_by_their_places():
+    told = explain(tiny(), None, [10, 20, 10, 10], "occlusion")
+    assert [told.tokens[t] for t, *_ in told.top(None)] == [token for _, token, _ in told.top(None)]
+    assert sorted(t for t, *_ in told.top(None)) == [0, 1, 2, 3]
+    assert [float(told.attribution.scores[t]) for t, *_ in told.top(None)] == [score for *_, score in told.top(None)]
+    assert [line.split()[0] for line in str(told).splitlines()[1:]] == ["0", "1", "2", "3"]
+
+
+def test_the_ranking_is_the_same_whatever_the_seed():
+    model, tokenizer = tiny(), tiny_tokenizer()
+    rankings = [explain(model, tokenizer, TEXT, seed=seed).ranking() for seed in range(4)]
+    assert all(ranking == rankings[0] for ranking in rankings)
+    assert not explain(model, tokenizer, TEXT).draws
+    assert explain(model, tokenizer, TEXT, "reagent(steps=2)").draws
+
+
+def test_an_answer_is_explained_token_by_token():
+    model, tokenizer = tiny(), tiny_tokenizer()
+    whole = explain(model, tokenizer, TEXT, "occlusion", tokens=3)
+    wanted = model.generate(torch.tensor([[10, 20, 30, 40]]), max_new_tokens=3, do_sample=False, pad_token_id=0)[0, 4:]
+    answer = [step.attribution.target for step in whole.answer]
+    assert answer == wanted.tolist()
+    for i, step in enumerate(whole.answer):
+        alone = explain(model, None, [10, 20, 30, 40, *answer[:i]], "occlusion", answer[i])
+        assert torch.allclose(step.attribution.scores, alone.attribution.scores, atol=1e-6)
+        assert step.probability == pytest.approx(alone.probability, rel=1e-4)
+    mean = torch.stack([step.attribution.scores[:4] for step in whole.answer]).mean(0)
+    assert torch.allclose(whole.attribution.scores, mean)
+    assert whole.attribution.calls == sum(step.attribution.calls for step in whole.answer)
+    given = explain(model, tokenizer, TEXT, "occlusion", target=" ".join(f"w{i}" for i in answer))
+    assert torch.allclose(given.attribution.scores, mean, atol=1e-6)
+    for wrong in ({"tokens": 0}, {"tokens": 2, "target": 5}):
+        with pytest.raises(InputError):
+            explain(model, tokenizer, TEXT, "occlusion", **wrong)

@@ -250,3 +250,14 @@ def test_ends_are_those_of_the_generation_config():
     assert generate(model, None, PROMPTS, max_new_tokens=3)
     with pytest.raises(ModelError, match="not a transformers model"):
         generate(torch.nn.DataParallel(model), None, PROMPTS)
+
+
+def test_results_are_shown_in_a_line():
+    out = generate(tiny(), tiny_tokenizer(), ["w5 w6 w7"], "token_recycling", max_new_tokens=40, ignore_eos=True)
+    shown = repr(out)  # as a notebook shows what generate returned
+    assert len(shown) < 300
+    assert "\n" not in shown
+    assert out[0].text[:20] in shown
+    assert f"{len(out[0].ids)} tokens" in shown
+    stats = out[0].stats
+    assert f"{stats.accepted} of {stats.drafted} drafted tokens accepted" in repr(stats)

@@ -13,7 +13,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +33,9 @@ from tokenmill.bench.statistics import FEWEST, Interval, ratio_interval
 from tokenmill.bench.store import FILE, Store
 from tokenmill.bench.sweep import DECODE, PICTURE, PREFILL, READING, RowSpec, Sweep
 from tokenmill.errors import InputError, ModelError, StoreError, TokenmillError, did_you_mean
-from tokenmill.method import recipe
+from tokenmill.method import Recipe, recipe
+from tokenmill.method_files import digests, with_files
+from tokenmill.recipe_file import head, toml_text
 from tokenmill.run.inputs import Record, checked, records
 from tokenmill.run.machine import machine
 from tokenmill.view.terminal import Column, Terminal, fitted
@@ -76,7 +78,8 @@ def compare(
     deep = track == "depth"
     plan = (tasks.depth_plan if deep else tasks.plan)(quick, own_text=input is not None)
     shares = sweep.check_budgets(plan.budgets if budgets is None else budgets)
-    rows = sweep.expand(methods or (sweep.DEPTH_METHODS if deep else sweep.CACHE_METHODS), shares)
+    asked = [*map(with_files, methods)] if methods else (sweep.DEPTH_METHODS if deep else sweep.CACHE_METHODS)
+    rows = sweep.expand(asked, shares)
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt for the report is empty")
     checked(prompt or "", "the prompt for the report")
@@ -95,6 +98,7 @@ def compare(
         "corpus": tasks.SHA256["english.txt"],
         "plan": _sha(json.dumps(asdict(plan))),
         "versions": _versions(),
+        **_files(row.recipe for row in rows),
     }
     again = _command(track, model, weights, device, methods, budgets, input, folder, seed, quick, prompt)
     with Store(folder, settings, resume=resume) as store, _resumable(console, store, again):
@@ -239,13 +243,13 @@ def _compare_decode(
     given = prompts.default_prompts(each, seed) if input is None else prompts.spread(
         prompts.read_prompts(input), each if quick else 16, seed
     )  # fmt: skip
-    asked = decode.default_rows() if methods is None else [repr(recipe(spec)) for spec in methods]
+    asked = decode.default_rows() if methods is None else [repr(recipe(with_files(spec))) for spec in methods]
     rows = list(dict.fromkeys([decode.FULL, decode.LIBRARY, decode.LOOKUP, *asked]))
     folder = _folder("decode", out, resume)
     settings = {
         "track": "decode", "model": model, "weights": weights, "device": device, "methods": rows, "seed": seed,
         "quick": quick, "prompts": len(given), "texts": _sha(json.dumps([asdict(p) for p in given])), "new_tokens": new,
-        "versions": _versions(),
+        "versions": _versions(), **_files(recipe(row) for row in rows if row not in decode.BASELINES),
     }  # fmt: skip
     again = _command("decode", model, weights, device, methods, None, input, folder, seed, quick, None)
     with Store(folder, settings, resume=resume) as store, _resumable(console, store, again):
@@ -387,6 +391,12 @@ def _command(
     words += ["--quick"] if quick else []
     words += ["--prompt", prompt] if prompt is not None else []
     return shlex.join(words)
+
+
+def _files(recipes: Iterable[Recipe]) -> dict[str, Any]:
+    """What a store remembers of methods in the user's files, if there are any."""
+    found = digests(recipes)
+    return {"files": found} if found else {}
 
 
 def _sha(text: str) -> str:
@@ -550,26 +560,21 @@ def recipe_lines(
     choice: Choice, model: str, measured: dict[str, float | None], environment: dict[str, Any], scale: str
 ) -> str:
     """recipe.toml, as `tokenmill run --recipe-file` reads it; it claims no more than the winner line does."""
-    text = lambda value: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     lines = [
         *([] if choice.decided else ["# The recipe has the best mean, no more: others may be as good."]),
-        f"# Chosen by computation: {choice.text(most=20)}.",
-        '# Use it: tokenmill run --recipe-file recipe.toml "..."',
-        f"recipe = {text(choice.spec)}",
-        f"model = {text(model)}",
-        f"weights = {text(environment['weights'])}",
+        *head(choice.spec, model, environment["weights"], choice.text(most=20)),
         "",
         f"[measured]  # relative to {scale}",
         f"n = {choice.n}  # {choice.unit}",
-        f"distinguishable = {text(choice.decided)}  # from every other row that qualifies",
-        f"not_distinguishable_from = {text(choice.rivals)}",
+        f"distinguishable = {toml_text(choice.decided)}  # from every other row that qualifies",
+        f"not_distinguishable_from = {toml_text(choice.rivals)}",
         *(
             f"{key} = {value:.6g}" if value % 1 else f"{key} = {value:.1f}"
             for key, value in measured.items()
             if value is not None
         ),
-        f"machine = {text(str(environment['machine']))}",
-        f"date = {text(environment['date'])}",
+        f"machine = {toml_text(str(environment['machine']))}",
+        f"date = {toml_text(environment['date'])}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -30,7 +30,7 @@ from tokenmill.run.processors import Processors
 from tokenmill.run.session import Session
 from tokenmill.view.terminal import Column, fitted
 
-FULL, LIBRARY, LOOKUP = "full", "model.generate", "model.generate(prompt_lookup_num_tokens=10)"
+BASELINES = FULL, LIBRARY, LOOKUP = "full", "model.generate", "model.generate(prompt_lookup_num_tokens=10)"
 COST = "(cost)"
 TASK = "prompt"
 WIDTHS = (1, 2, 4, 8, 16, 32)

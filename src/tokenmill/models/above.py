@@ -55,7 +55,7 @@ def above(model: Any, cache: DynamicCache | None, layer: int, states: Tensor, at
         )
         out = decoder.layers[index](
             hidden, attention_mask=mask[None, None], position_embeddings=angles[kind], position_ids=own[None],
-            past_key_values=_Behind(cache), use_cache=True,
+            **{decoder.cache_argument: _Behind(cache)}, use_cache=True,
         )  # fmt: skip
         hidden = out[0] if isinstance(out, tuple) else out
     return decoder.final_norm(hidden).unflatten(1, (places, count))

@@ -16,14 +16,22 @@ import torch
 from torch import Tensor
 
 from tokenmill.errors import ModelError, TokenmillError
-from tokenmill.models.architectures import Decoder, RotaryEmbedding, Unrotated, decoder_of, frequencies_of, logits_of
+from tokenmill.models.architectures import (
+    CACHE,
+    Decoder,
+    RotaryEmbedding,
+    Unrotated,
+    decoder_of,
+    frequencies_of,
+    logits_of,
+)  # fmt: skip
 from tokenmill.models.engine import call
 from tokenmill.models.owner import in_pass
 from tokenmill.types import Rotary
 
 PROMPT, FURTHER = 8, 3  # tokens
 PLACES = (0, 7, 150)  # positions between which a key is moved, where the context has them
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # mean difference of logits over their deviation
+TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-3}  # mean difference of logits over their deviation
 HALF_TOLERANCE = 5e-2
 PLAIN = {"use_cache": True, "output_attentions": False, "output_hidden_states": False}  # whatever the config says
 
@@ -99,9 +107,9 @@ def _compare(model: Any, decoder: Decoder, install: Install) -> tuple[Tensor, Te
         out = model(ids[:, :prompt], **PLAIN)
         logits = [out.logits]
         for token in ids[:, prompt:].split(1, 1):
-            out = model(token, past_key_values=out.past_key_values, **PLAIN)
+            out = model(token, **{CACHE: out[CACHE]}, **PLAIN)
             logits.append(out.logits)
-        return logits, out.past_key_values
+        return logits, out[CACHE]
 
     try:
         library, _ = read()

@@ -18,7 +18,7 @@ from tokenmill.errors import InputError, ModelError, RecipeError
 from tokenmill.method import Method, Recipe
 from tokenmill.method import recipe as as_recipe
 from tokenmill.models.admission import admitted
-from tokenmill.models.architectures import Decoder, decoder_of
+from tokenmill.models.architectures import CACHE, Decoder, decoder_of
 from tokenmill.models.cache import MillCache
 from tokenmill.models.engine import Pass
 from tokenmill.models.lean import lean_of
@@ -62,9 +62,14 @@ class Engine:
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> DecoderOutput | tuple[Any, ...]:
-        """The decoder's forward: ids (B, Q) to hidden states (B, Q, E). What a call leaves open the config decides."""
+        """The decoder's forward: ids (B, Q) to hidden states (B, Q, E). What a call leaves open the config decides.
+
+        `cache` is the newer name of `past_key_values`.
+        """
+        past_key_values = cache if past_key_values is None else past_key_values
         config: Any = self.decoder.base.config
         for name in ("output_attentions", "output_hidden_states", "output_router_logits"):
             asked = kwargs.get(name)
@@ -73,15 +78,17 @@ class Engine:
         if use_cache is None:
             use_cache = getattr(config, "use_cache", True)
         hidden = self.read(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
-        out = DecoderOutput(last_hidden_state=hidden, past_key_values=self.cache if use_cache is not False else None)
+        held: Any = {CACHE: self.cache if use_cache is not False else None}
+        out = DecoderOutput(last_hidden_state=hidden, **held)
         return out.to_tuple() if kwargs.get("return_dict") is False else out
 
     def logits(self, last: int, **given: Any) -> Tensor:
         """What the model gives for these inputs: the logits (B, last, V) after the newest tokens, after all for 0."""
         if self.decoder.head is None:
+            named = {CACHE if name == "past_key_values" else name: value for name, value in given.items()}
             plain = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
             with self.owner.serving(self.decoder.base, self, public=False):
-                return self.decoder.model(**given, use_cache=True, logits_to_keep=last, **plain).logits
+                return self.decoder.model(**named, use_cache=True, logits_to_keep=last, **plain).logits
         hidden = self.read(**given, last=last)
         assert self.last is not None
         made = self.last.logits if self.last.new == hidden.shape[1] else None  # else of the newest piece alone

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tokenmill.errors import ModelError
 from tokenmill.types import Rotary
 
+# What the library calls a cache, as an argument and in what a model gives: the new name from transformers 5.24 on.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 CAP = "final_logit_softcapping"
 HEADED = ("Llama", "Mistral", "Qwen2", "Qwen3")  # whose logits are the head's output as it is
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings whose frequencies change as the text grows
@@ -74,7 +77,7 @@ class Decoder:
     kind: str
     head: nn.Module | None = None  # final hidden states -> logits, where the model's own forward does nothing else
     learned_positions: bool = False  # positions are part of the embeddings, so keys cannot be moved
-    cache_argument: str = "past_key_values"  # what a layer calls the cache
+    cache_argument: str = CACHE  # what a layer calls the cache
     proven_head: bool = False  # `head_of` gives the model's logits
     skippable: bool = False  # `attention_input` is what each attention reads
     switch: int | None = None  # longrope: texts of more tokens are read with other frequencies, from the start
@@ -243,7 +246,7 @@ def _switch(config: Any) -> int | None:
 
 def _cache_argument(layer: nn.Module) -> str:
     names = inspect.signature(layer.forward).parameters
-    return "layer_past" if "layer_past" in names else "past_key_values"
+    return next((name for name in ("cache", "layer_past", "past_key_values") if name in names), CACHE)
 
 
 def frequencies_of(decoder: Decoder, layer: int) -> Tensor | None:

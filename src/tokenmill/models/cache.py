@@ -246,6 +246,14 @@ class MillCache(Cache):
     def is_sliding(self) -> list[bool]:
         return [False] * len(self.stores)
 
+    @property
+    def is_linear(self) -> list[bool]:
+        return [False] * len(self.stores)
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        return [False] * len(self.stores)
+
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         raise RecipeError(
             f"this cache belongs to the recipe {self.recipe!r}; use it inside tokenmill.applied(model, recipe)"

@@ -30,7 +30,7 @@ from tokenmill.types import Depth, Exit, Midway, Step, Trace
 
 # What models hand to their attention and the engine computes, or knows from elsewhere.
 KNOWN = {
-    "dropout", "is_causal", "past_key_values", "position_embeddings", "position_ids", "s_aux", "scaling",
+    "cache", "dropout", "is_causal", "past_key_values", "position_embeddings", "position_ids", "s_aux", "scaling",
     "sliding_window", "softcap", "use_cache",
 }  # fmt: skip
 PROBES = 8  # newest queries held while generating, for a method that packs

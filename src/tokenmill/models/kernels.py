@@ -15,6 +15,7 @@ lays them out).
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +27,13 @@ import torch
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.core import cgutils
+from numba.core.event import Listener, register
 from numba.extending import intrinsic
 from torch import Tensor
 
 from tokenmill.ops.compiled import CACHE, exp
+
+log = logging.getLogger(__name__)
 
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 F32, HALF, VEC = ir.FloatType(), ir.HalfType(), ir.VectorType
@@ -774,6 +778,21 @@ def product(bits: int, codes: Tensor, x: Tensor, out: Tensor, blocks: int) -> No
         _product(bits, codes.numpy(), x.numpy(), out.numpy(), blocks)
 
 
+class _Announcement(Listener):
+    """Says once that something is compiled, which happens only where numba's cache does not have it."""
+
+    silent = False
+
+    def on_start(self, event: Any) -> None:
+        ours = event.data["dispatcher"].py_func.__module__.startswith("tokenmill.")
+        if ours and not self.silent:
+            self.silent = True
+            log.info("compiling the products of packed weights: about a minute, once on this machine")
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
 def _start() -> None:
     """Start numba's threads. Where they are OpenMP's they are torch's own, and starting them changes torch's count."""
     threads = torch.get_num_threads()
@@ -781,4 +800,5 @@ def _start() -> None:
     torch.set_num_threads(threads)
 
 
+register("numba:compile", _Announcement())
 _start()

@@ -10,16 +10,19 @@ its embedding and head) by modules that hold codes instead of floats. Activation
 
 In int8 and int4 a row's result does not depend on the rows beside it, not even in its last bit, so a draft that is
 checked in one pass says what one token at a time would have said. The others are as float32: alike to rounding.
+
+The products of int8 and int4 are compiled by numba (`models.kernels`). Without it torch computes them from the same
+weights, to rounding, and slowly.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import platform
-import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -30,13 +33,16 @@ from transformers.pytorch_utils import Conv1D
 from tokenmill.errors import ModelError, did_you_mean
 from tokenmill.models.trained import digest
 
+log = logging.getLogger(__name__)
+
 FORMATS = ("float32", "bfloat16", "float16", "int8", "int4")
 AUTO = "auto"
 BLOCK = 32  # weights that share a scale in int4
 EIGHT = 8  # outputs that are stored together
 BESIDE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of one input
 MANY = 64  # rows from which weights are unpacked once for all of them
-DIGIT = 63  # activations are split in two digits of 7 bits: fbgemm adds pairs of products in 16 bits
+TOP = 32767  # of a row of activations in whole numbers
+PIECE = 256  # eights of outputs that torch unpacks at a time
 LEAST = 1e-30  # a row of zeros has no scale
 
 
@@ -105,64 +111,12 @@ class Half(Product):
         return 2 * self.in_features * self.out_features
 
 
-class Bytes(Product):
-    """int8 weights, a scale an output; activations as two digits of 7 bits with a scale a row.
-
-    x = a (q + r / 126) / 63, with q and r whole numbers: both digits go through one integer product, which is exact.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        super().__init__(weight, bias)
-        scale = (weight.float().abs().amax(1) / 127).clamp(min=LEAST)
-        with warnings.catch_warnings():  # this tensor type is on its way out; the product is not
-            warnings.simplefilter("ignore")
-            codes = torch.quantize_per_channel(
-                weight.float(), scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8
-            )
-        self.packed = torch.ops.quantized.linear_prepack(codes, None)
-
-    def rows(self, x: Tensor) -> Tensor:
-        a = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True).clamp_(min=LEAST)
-        y = x * (DIGIT / a)  # (M, K) within +-63
-        q = y.round()
-        digits = torch.cat([q, (y - q).mul_(2 * DIGIT)])  # (2 M, K)
-        out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(digits, 1.0, DIGIT + 1, self.packed)
-        high, low = out.chunk(2)
-        return torch.add(high, low, alpha=0.5 / DIGIT).mul_(a / DIGIT)
-
-    @property
-    def held(self) -> int:
-        return self.out_features * (self.in_features + 4)
-
-
-class Nibbles(Product):
-    """int4 weights in blocks of 32 with a scale and a least weight; products of bfloat16 activations."""
-
-    scales: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        super().__init__(weight, bias)
-        codes, scale, least = blocks_of_4(weight)
-        pad = -len(codes) % 16  # the kernel takes outputs by sixteens
-        middle = least + 8 * scale  # it counts codes from -8
-        self.register_buffer(
-            "codes", torch.ops.aten._convert_weight_to_int4pack_for_cpu(F.pad(codes.int(), (0, 0, 0, pad)), 1)
-        )
-        scales = F.pad(torch.stack([scale, middle], -1), (0, 0, 0, 0, 0, pad))  # (N, K / 32, 2)
-        self.register_buffer("scales", scales.transpose(0, 1).contiguous().bfloat16())
-
-    def rows(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, -x.shape[1] % BLOCK)).bfloat16()
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.codes, BLOCK, self.scales)
-        return out[:, : self.out_features].float()
-
-    @property
-    def held(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes
-
-
 class Blocks(Product):
-    """int8 or int4 weights in blocks of 32, as `models.kernels` reads them: eight outputs a row of bytes."""
+    """int8 or int4 weights in blocks of 32, as `models.kernels` reads them: eight outputs a row of bytes.
+
+    Without the compiled kernels torch multiplies the same weights, unpacked anew at every call: right, and slower than
+    float32 weights are.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, bits: int):
         super().__init__(weight, bias)
@@ -171,11 +125,24 @@ class Blocks(Product):
         self.beside: Tensor | None = None  # the codes of all layers that read the same input
 
     def rows(self, x: Tensor) -> Tensor:
+        if not compiled():
+            return self._plain_rows(x)
         from tokenmill.models import kernels
 
         out = x.new_empty(len(x), self.out_features)
         kernels.product(self.bits, self.codes, x.contiguous(), out, self.blocks)
         return out
+
+    def _plain_rows(self, x: Tensor) -> Tensor:
+        """What `kernels.product` computes, to rounding: activations as 16-bit whole numbers, with a scale a row.
+
+        Sums are in float64, so that they hardly depend on the rows beside a row.
+        """
+        top = x.abs().amax(1, keepdim=True).clamp(min=LEAST)
+        by = torch.tensor(float(TOP)) / top  # not a number / a tensor, which is rounded twice
+        whole = F.pad((x * by).round(), (0, -self.in_features % BLOCK)).double()
+        parts = [whole @ unpack(codes, self.bits, torch.float64).T for codes in self.codes.split(PIECE)]
+        return torch.cat(parts, 1)[:, : self.out_features].mul(top.double() / TOP).float()
 
     def first(self, count: int) -> Callable[[Tensor], Tensor]:
         some = copy.copy(self)
@@ -185,12 +152,25 @@ class Blocks(Product):
         return some
 
     def unpacked(self, rows: Tensor) -> Tensor:
-        """These rows of the weights (M,) in float32: (M, K)."""
+        """These rows of the weights (M,) in float32: (M, K). Raises IndexError for one that there is not."""
+        if not compiled():
+            return self._plain_unpacked(rows)
         from tokenmill.models import kernels
 
         out = torch.empty(len(rows), self.blocks * BLOCK)
         kernels.unpack(self.bits, self.codes.numpy(), rows.numpy(), out.numpy())
         return out[:, : self.in_features]
+
+    def _plain_unpacked(self, rows: Tensor) -> Tensor:
+        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < EIGHT * len(self.codes)):
+            raise IndexError("a token id is outside the model's vocabulary")
+        tiles, at = torch.unique(rows // EIGHT, return_inverse=True)
+        parts = [
+            unpack(self.codes[tiles[first : first + PIECE]], self.bits)[:, : self.in_features]
+            for first in range(0, len(tiles), PIECE)
+        ]
+        weights = torch.cat([*parts, torch.empty(0, self.in_features)])
+        return weights[at * EIGHT + rows % EIGHT]
 
     @property
     def weight(self) -> Tensor:
@@ -238,6 +218,19 @@ def packed(weight: Tensor, bits: int) -> Tensor:
     return torch.cat([*heads, parts.flatten(2)], 2).flatten(1)
 
 
+def unpack(codes: Tensor, bits: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weights that were `packed`: (T, bytes) to (8 T, K'), K' being K rounded up to whole blocks."""
+    columns = 2 if bits == 4 else 1  # of float16: a scale, and in 4 bits a least weight
+    tiles = codes.unflatten(1, (-1, EIGHT * (2 * columns + BLOCK * bits // 8)))  # (T, blocks, bytes)
+    heads = tiles[..., : 2 * EIGHT * columns].contiguous().view(torch.float16).to(dtype)
+    heads = heads.unflatten(-1, (columns, EIGHT)).transpose(1, 3)[..., None]  # (T, output, column, block, 1)
+    parts = tiles[..., 2 * EIGHT * columns :].unflatten(-1, (bits, EIGHT, 2, -1))  # i, output, 2, bytes of a run
+    numbers = torch.stack([parts & 15, parts >> 4], -1).flatten(-2) if bits == 4 else parts.view(torch.int8)
+    numbers = numbers.permute(0, 3, 1, 2, 5, 4).flatten(3).to(dtype)  # (T, output, block, 32)
+    weights = numbers * heads[:, :, 0]
+    return (weights + heads[:, :, 1] if bits == 4 else weights).flatten(2).flatten(0, 1)
+
+
 def blocks_of_4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes 0 to 15 (N, K'), scale and least weight of each 32 (N, K' / 32); K' is K rounded up.
 
@@ -258,6 +251,7 @@ def blocks_of_8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes.flatten(1).char(), scale
 
 
+@cache
 def compiled() -> bool:
     """The products of `models.kernels` can be used: numba is installed and the processor has their instructions."""
     capable = platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
@@ -265,12 +259,8 @@ def compiled() -> bool:
 
 
 def product(weights: str) -> Callable[[Tensor, Tensor | None], Product]:
-    """The module for a format here: blocks where they can be multiplied as they are, else torch's own kernels."""
-    if weights == "float16":
-        return Half
-    if compiled():
-        return partial(Blocks, bits=8 if weights == "int8" else 4)
-    return Bytes if weights == "int8" else Nibbles
+    """The module for a format."""
+    return Half if weights == "float16" else partial(Blocks, bits=8 if weights == "int8" else 4)
 
 
 def pack(model: Any, weights: str) -> Any:
@@ -287,15 +277,21 @@ def pack(model: Any, weights: str) -> Any:
             f"weights='{weights}' has products for a CPU and the model is on {device}; "
             "use weights='bfloat16' there, or device='cpu'"
         )
-    if (weights == "float16" or not compiled()) and "fbgemm" not in torch.backends.quantized.supported_engines:
+    if weights == "float16" and "fbgemm" not in torch.backends.quantized.supported_engines:
         raise ModelError(f"weights='{weights}' needs a processor with AVX2; use weights='bfloat16'")
+    if weights in ("int8", "int4") and not compiled():
+        log.warning(
+            "weights='%s' without numba is slower than float32; for fast products, on x86-64, run: "
+            "pip install 'tokenmill[fast]'", weights,
+        )  # fmt: skip
     model.base_digest = digest(model)  # what was trained for these weights is for the packed ones too
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head.weight is table.weight
     pack_linear(model, weights, head)
-    for module in model.modules():
-        for names in BESIDE:
-            side_by_side([getattr(module, name, None) for name in names])
+    if compiled():
+        for module in model.modules():
+            for names in BESIDE:
+                side_by_side([getattr(module, name, None) for name in names])
     head = model.get_output_embeddings()
     packed = head if tied and isinstance(head, Blocks) else Blocks(table.weight.data, bits=8)
     model.set_input_embeddings(Table(table, packed))
@@ -350,14 +346,12 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
 def fastest(model: Any) -> str:
     """What `auto` takes: the fewest bytes that lose next to nothing and have a fast product on this machine.
 
-    int4 for a model whose weights were unpacked from 4-bit blocks, which it finds again; else int8. Without numba int8
-    in any case, for torch's int4 product is the slower one. On other devices, and on a processor without AVX2, the
-    model stays as it is.
+    int4 for a model whose weights were unpacked from 4-bit blocks, which it finds again; else int8. On other devices,
+    and where the compiled products cannot be had, the model stays as it is.
     """
-    device = next(model.parameters()).device.type
-    if device != "cpu" or not (compiled() or "fbgemm" in torch.backends.quantized.supported_engines):
+    if next(model.parameters()).device.type != "cpu" or not compiled():
         return "float32"
-    return "int4" if compiled() and _of_four_bits(model) else "int8"
+    return "int4" if _of_four_bits(model) else "int8"
 
 
 def _of_four_bits(model: Any) -> bool:

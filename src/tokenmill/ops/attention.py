@@ -134,6 +134,6 @@ def across_heads(x: Tensor, trace: Trace) -> Tensor:
     """
     heads, k = x.shape[1], trace.keys.shape[1]
     summed = x.unflatten(1, (k, -1)).sum(2).flatten(1)  # (B, K T)
-    at = trace.positions.clamp(min=0).flatten(1)  # (B, K T); empty slots bring zero to position 0
+    at = trace.positions.clamp(min=0).flatten(1).long()  # (B, K T); empty slots bring zero to position 0
     by_position = summed.new_zeros(x.shape[0], int(at.max()) + 1).scatter_add_(1, at, summed)
     return by_position.gather(1, at).unflatten(1, (k, -1)).masked_fill(~trace.filled, 0) / heads

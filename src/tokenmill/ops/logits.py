@@ -35,7 +35,7 @@ def top_chances(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
     Fewer where the vocabulary is smaller.
     """
     width, rows = min(width, logits.shape[-1]), _array(logits)
-    if rows is None or "numba" not in sys.modules:  # who has packed weights has it; its import takes two seconds
+    if rows is None or not sys.modules.get("numba"):  # who has packed weights has it; its import takes two seconds
         tokens = top(logits, width)
         return tokens, logits.float().softmax(-1).gather(-1, tokens)
     from tokenmill.ops import compiled

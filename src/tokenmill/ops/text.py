@@ -150,6 +150,11 @@ def chat_text(tokenizer: Any, messages: Sequence[Message], template: str | None 
     )
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """The text's beginning, with … where it goes on."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def as_message(tokenizer: Any, text: str) -> str:
     """The text as a user's message that the model is to answer, if the tokenizer has a chat format; else as it is."""
     if not getattr(tokenizer, "chat_template", None):

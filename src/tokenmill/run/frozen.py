@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenmill.method import Method
 from tokenmill.models.above import above, whole_cache
 from tokenmill.models.adapters import adapted
-from tokenmill.models.architectures import decoder_of, head_of
+from tokenmill.models.architectures import CACHE, decoder_of, head_of
 from tokenmill.models.trained import watched
 from tokenmill.run.corpus import Corpus, Tasks
 from tokenmill.types import Batch, Frozen
@@ -34,7 +34,7 @@ def read(
         told: Any = None
         if "tasks" not in method.card.needs:  # adapters have the model read it with them in its layers
             told = model.base_model(
-                input_ids=ids, past_key_values=held, use_cache=held is not None, output_hidden_states=bool(wanted)
+                input_ids=ids, **{CACHE: held}, use_cache=held is not None, output_hidden_states=bool(wanted)
             )
         other = None if second is None else second(input_ids=ids.to(second.device)).logits.to(ids.device)
     states = {layer: told.hidden_states[layer + 1] for layer in wanted}

@@ -17,7 +17,7 @@ from tokenmill.method import Method, Recipe, grown
 from tokenmill.method import recipe as as_recipe
 from tokenmill.models.architectures import context_of, decoder_of
 from tokenmill.models.trained import learned
-from tokenmill.ops.text import Detokenizer
+from tokenmill.ops.text import Detokenizer, shortened
 from tokenmill.run.adapt import adapting
 from tokenmill.run.arguments import Prompt, prompt_rows, refuse_unknown, stop_strings, whole_number
 from tokenmill.run.choose import Chooser
@@ -30,7 +30,7 @@ from tokenmill.run.writing import Mending, Text
 from tokenmill.types import Learned
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Output:
     """What came out for one prompt."""
 
@@ -42,6 +42,9 @@ class Output:
 
     def __str__(self) -> str:
         return self.text
+
+    def __repr__(self) -> str:
+        return f"Output({shortened(self.text)!r}, {len(self.ids)} tokens, {self.stats!r})"
 
 
 def generate(

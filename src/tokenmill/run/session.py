@@ -36,7 +36,7 @@ from tokenmill.run.machine import clock
 from tokenmill.types import Bits, Keep, Merge, Trace
 
 
-@dataclass
+@dataclass(repr=False)
 class Stats:
     """What a session did and holds. Seconds are wall clock, bytes are those of the cache with all it carries."""
 
@@ -55,6 +55,13 @@ class Stats:
     accepted_by_depth: list[int] = field(default_factory=list)  # passes that accepted so deep
     draft_bytes: int = 0  # what drafting holds besides the model's own cache
     asked: int = 0  # tokens that a larger model gave; `forward_calls` are those of the one that writes
+
+    def __repr__(self) -> str:
+        drafts = f", {self.accepted} of {self.drafted} drafted tokens accepted" if self.drafted else ""
+        return (
+            f"Stats({self.new_tokens} tokens in {self.forward_calls} passes, cache {self.cache_bytes / 1e6:.2f} MB, "
+            f"prompt {self.prefill_seconds:.2f} s, generation {self.decode_seconds:.2f} s{drafts})"
+        )
 
 
 def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""Coloured tokens as a piece of HTML that needs nothing from outside."""
+"""Coloured tokens as HTML that needs nothing from outside."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def coloured(tokens: Sequence[str], scores: Iterable[float], title: str = "") ->
         spans.append(f'<span title="{score:.4g}"{style}>{escape(visible(token))}</span>')
     head = f"<div><b>{escape(title)}</b></div>" if title else ""
     return f'<div style="{_BLOCK}">{head}{"".join(spans)}</div>'
+
+
+def page(title: str, body: str) -> str:
+    """A whole page around a piece of HTML. The title is escaped, the body is taken as it is."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width"></head>\n'
+        f'<body style="margin: 2em; max-width: 60em">\n{body}\n</body></html>\n'
+    )
