@@ -37,6 +37,8 @@ ORDER = [
     "method_files.py",
     "recipe_file.py",
     "errors.py",
+    "paths.py",
+    "streams.py",
     "ops",
     "methods",
     "models",
