@@ -210,6 +210,12 @@ def test_nothing_is_marked_or_named_within_the_noise():
     )
 
 
+def test_no_quality_is_below_0():
+    found = exactly(0.2, noise=5.0).interval()
+    assert (found.low, found.mean) == (0.0, 0.2)
+    assert found.high > 1
+
+
 def test_few_texts_name_nobody_however_small_their_spread():
     rows, means = six()
     qualities = {spec: exactly(mean, texts=7) for spec, mean in means.items()}

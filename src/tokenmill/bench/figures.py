@@ -189,8 +189,9 @@ class Quality:
     strata: dict[str, Stratum]
 
     def interval(self) -> Interval:
-        """The aggregate's interval; it is a comparison with the untouched model, whose aggregate is 1."""
-        return _over_texts(self.mean, [(s.parts, s.coarse) for s in self.strata.values()])
+        """The aggregate's interval: a comparison with the untouched model, whose aggregate is 1. None is below 0."""
+        found = _over_texts(self.mean, [(s.parts, s.coarse) for s in self.strata.values()])
+        return found if found.low is None else found.model_copy(update={"low": max(0.0, found.low)})
 
 
 def compared(weights: Sequence[tuple[float, Quality]]) -> Interval:
