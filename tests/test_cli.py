@@ -557,7 +557,7 @@ def test_explains_ranking_does_not_depend_on_the_seed_unless_it_says_so(model):
         (("train", "mor", "--model", "smollm2"), "--model has no effect: mor is a small model of its own"),
         (("train", "mor", "--own", 10), "leave out --own"),
         (("train", "medusa", "--steps", 3, "--minutes", 1, "--model", "MODEL"), "contradict each other"),
-        (("reproduce", "mor", "--model", "m"), "--model has no effect: mor trains models of its own"),
+        (("reproduce", "mor", "--model", "m"), "--model has no effect: models are trained here from nothing"),
         (("reproduce", "duo_llm", "--weights", "int8"), "--weights has no effect"),
     ],
 )

@@ -72,13 +72,14 @@ def compare(
     if track not in TRACKS:
         raise TokenmillError(f"no track '{track}'; {did_you_mean(track, TRACKS)}")
     console = console or Terminal()
-    _unused_options(track, methods, budgets, prompt)
+    specs = None if methods is None else [*map(with_files, methods)]
+    _unused_options(track, specs, budgets, prompt)
     if track == "decode":
         return _compare_decode(console, model, weights, device, methods, input, out, resume, seed, quick, wide)
     deep = track == "depth"
     plan = (tasks.depth_plan if deep else tasks.plan)(quick, own_text=input is not None)
     shares = sweep.check_budgets(plan.budgets if budgets is None else budgets)
-    asked = [*map(with_files, methods)] if methods else (sweep.DEPTH_METHODS if deep else sweep.CACHE_METHODS)
+    asked = specs or (sweep.DEPTH_METHODS if deep else sweep.CACHE_METHODS)
     rows = sweep.expand(asked, shares)
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt for the report is empty")
