@@ -6,6 +6,7 @@ from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForC
 
 import families
 import tokenmill as tm
+from default_model import needs_the_default_model
 from tiny import VOCAB, ids, tiny
 from tokenmill.errors import ModelError, RecipeError
 from tokenmill.models import admission
@@ -222,3 +223,11 @@ def test_dynamic_ntk_is_as_the_library_does_it():
     prompt = ids(1, 28)
     library = model.generate(prompt, max_new_tokens=20, do_sample=False)[0, 28:].tolist()
     assert tm.generate(model, None, prompt.tolist(), max_new_tokens=20, ignore_eos=True)[0].ids == library
+
+
+@needs_the_default_model
+@pytest.mark.parametrize("packing", ["int8", "int4", "float16"])
+def test_packed_weights_are_admitted(packing):
+    """Their products round the states that go in, so two ways to sum differ more than two of float32 do."""
+    model, _ = tm.load("smollm2", weights=packing)
+    assert len(tm.generate(model, None, [[504, 2240]], max_new_tokens=2, ignore_eos=True)[0].ids) == 2
