@@ -5,8 +5,6 @@ by its type, and a string from odd ones and from the words of its help. TOKENMIL
 other draws each time.
 """
 
-
-
 import json
 import os
 import re
