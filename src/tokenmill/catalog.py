@@ -103,7 +103,8 @@ def read_source(source: str, path: Path, name: str, verb: str | None = None) -> 
     if name not in functions:
         raise SpecError(f"{path} defines no function '{name}'; {did_you_mean(name, functions)}")
     function = functions[name]
-    doc = ast.get_docstring(function) or ast.get_docstring(tree) or ""
+    of_function, of_file = ast.get_docstring(function), ast.get_docstring(tree)
+    doc = (of_file or of_function if verb else of_function or of_file) or ""  # a user's file may define several methods
     card: dict[str, Any] = {}
     for decorator in function.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).rpartition(".")[2] == "method":

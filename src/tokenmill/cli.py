@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from tokenmill import __version__, catalog, method_files
 from tokenmill.errors import InputError, SpecError, TokenmillError, did_you_mean
 from tokenmill.method_files import split_specs
+from tokenmill.paths import expanded
 from tokenmill.streams import silence, steady_streams
 
 if TYPE_CHECKING:
@@ -626,14 +627,14 @@ def _prompt(prompt: str | None, file: Path | None) -> str | list[dict[str, Any]]
 
 def _writable(file: Path, option: str) -> None:
     """Found out before an hour's work, not after it."""
-    folder = file.expanduser().absolute().parent
-    if file.expanduser().is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    folder = expanded(file).absolute().parent
+    if expanded(file).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {file}; choose another {option}")
 
 
 def _write(file: Path, text: str, option: str) -> None:
     try:
-        file.expanduser().write_text(text, encoding="utf-8")
+        expanded(file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}; choose another {option}") from None
 

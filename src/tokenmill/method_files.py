@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tokenmill import catalog
 from tokenmill.catalog import Entry
 from tokenmill.errors import InputError, SpecError, did_you_mean
+from tokenmill.paths import expanded
 
 if TYPE_CHECKING:
     from tokenmill.method import Method, Recipe
@@ -42,7 +43,7 @@ def _name_of(found: re.Match[str]) -> str:
     path, name = found["quoted"] or found["path"], found["name"] or found["bare"]
     if path is None:
         return found[0]
-    load_file(Path(path).expanduser(), name)
+    load_file(expanded(path), name)
     return name
 
 
@@ -86,7 +87,7 @@ def split(text: str) -> tuple[Path, str] | None:
     """'mine.py:peak' as its two parts; None for anything else."""
     found = _NAMED.fullmatch(text.strip())
     path = found and (found["quoted"] or found["path"])
-    return (Path(path).expanduser(), found["name"] or found["bare"]) if found and path else None
+    return (expanded(path), found["name"] or found["bare"]) if found and path else None
 
 
 def split_specs(text: str) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import InputError
 from tokenmill.method import REGISTERED, Recipe, recipe
 from tokenmill.method_files import file_of, registered
+from tokenmill.paths import expanded
 
 LARGEST = 1 << 20  # bytes; what compare writes has a thousand
 SETTINGS = ("model", "weights")
@@ -36,7 +36,7 @@ def load_recipe(path: str | os.PathLike[str]) -> RecordedRecipe:
     No code is run: a recipe with a method of the user's own needs that method's module imported first. Raises
     InputError for a file that cannot be read or has no recipe, SpecError or RecipeError for a recipe that is none.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
@@ -68,7 +68,7 @@ def load_recipe(path: str | os.PathLike[str]) -> RecordedRecipe:
 
 def head(spec: str, model: str, weights: str, why: str) -> list[str]:
     """The lines with which a recipe file begins. `why` says how the recipe was chosen."""
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     lines = [
         f"# Chosen by computation: {why}.",
         '# Use it: tokenmill run --recipe-file recipe.toml "..."',

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from tiny import tiny
 from tiny_tokenizer import tiny_tokenizer
@@ -21,6 +20,7 @@ from tokenmill.claims.lab import Lab
 from tokenmill.claims.reproduce import PAPERS, run_claim
 from tokenmill.claims.verdict import Check, overall
 from tokenmill.errors import InputError, SpecError, StoreError
+from tokenmill.view.terminal import Terminal
 
 FIELDS = [
     "method", "title", "claim", "paper_figure", "measured", "baseline", "verdict", "why", "missing", "beyond", "stale",
@@ -41,7 +41,7 @@ def tiny_model(monkeypatch):
 
 
 def quiet():
-    return Console(file=open("/dev/null", "w"), width=200)
+    return Terminal(file=open("/dev/null", "w"), width=200)
 
 
 def test_one_claim_end_to_end(tiny_model, tmp_path):
@@ -157,7 +157,7 @@ def test_a_method_without_a_claim_is_said(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda n: None if n.endswith("tova") else found(n))
     with pytest.raises(InputError, match=r"no claim is written yet for tova; add claims/papers/tova\.py"):
         reproduce("tova")
-    console = Console(record=True, file=open("/dev/null", "w"), width=200)  # noqa: SIM115
+    console = Terminal(record=True, file=open("/dev/null", "w"), width=200)  # noqa: SIM115
     made = reproduce(["tova", "keyformer"], out=tmp_path, quick=True, seeds=1, console=console)
     assert [path.stem for path in made] == ["keyformer"]
     assert "no claim is written yet for tova" in console.export_text()
@@ -242,7 +242,7 @@ def test_a_complete_record_is_not_measured_twice(tiny_model, tmp_path, monkeypat
 
 def test_ctrl_c_names_the_command_that_goes_on(tiny_model, tmp_path, monkeypatch):
     stop_after(monkeypatch, 1)
-    console = Console(record=True, file=open("/dev/null", "w"), width=400)  # noqa: SIM115
+    console = Terminal(record=True, file=open("/dev/null", "w"), width=400)  # noqa: SIM115
     folder = tmp_path / "a[/b] c"
     with pytest.raises(KeyboardInterrupt):
         reproduce("tova", out=folder, quick=True, seeds=2, weights="int8", console=console)
@@ -251,7 +251,7 @@ def test_ctrl_c_names_the_command_that_goes_on(tiny_model, tmp_path, monkeypatch
 
 
 def test_a_folder_named_like_markup_is_printed_as_it_is(tiny_model, tmp_path):
-    console = Console(record=True, file=open("/dev/null", "w"), width=400)  # noqa: SIM115
+    console = Terminal(record=True, file=open("/dev/null", "w"), width=400)  # noqa: SIM115
     folder = tmp_path / "a[" / "b]"
     reproduce("tova", out=folder, quick=True, seeds=1, console=console)
     assert str(folder) in console.export_text()

@@ -277,7 +277,9 @@ def _values(param, kinds: set[type], zoo: Path):
 @st.composite
 def lines(draw, name: str, zoo: Path) -> list[str]:
     """A command with its required arguments, what keeps it short, and a few options."""
-    params = [p for p in COMMANDS[name].params if p.name not in ("help", "install_completion", "show_completion")]
+    # --verbose is for whoever wants the traceback.
+    left_out = ("help", "install_completion", "show_completion", "verbose")
+    params = [p for p in COMMANDS[name].params if p.name not in left_out]
     options, kinds = [p for p in params if p.param_type_name == "option"], _kinds(name)
     chosen = draw(st.lists(st.sampled_from(options), max_size=3, unique_by=lambda p: p.name)) if options else []
     words = [name]

@@ -290,7 +290,7 @@ def test_a_row_of_a_batch_is_the_row_alone(name, spec):
     if "knorm" in spec:  # Qwen3 and Gemma give all keys the same length: nothing but rounding to choose by
         name = {"qwen3": "qwen2", "gemma3": "mistral"}[name]
     # A code is chosen by rounding, and in float32 a batch's last bit may choose another than a row's.
-    model = tiny(name, torch.float64 if any(m.verb == "quantize" for m in recipe(spec)) else torch.float32)
+    model = tiny(name, torch.float64 if any(m.verb in ("quantize", "merge") for m in recipe(spec)) else torch.float32)
     if not runs_on(spec, model):
         pytest.skip("needs what this model lacks")
     steps = steps_of(spec) if name in ("gemma3", "mistral") else 3

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Cache
 import tokenmill as tm
 from tiny import ARCHITECTURES, VOCAB, ids, tiny
 from tiny_tokenizer import tiny_tokenizer
-from tokenmill.errors import ModelError
+from tokenmill.errors import InputError, ModelError
 from tokenmill.method import method
 from tokenmill.models import weights
 from tokenmill.models.apply import Engine
@@ -285,7 +285,7 @@ def _counted(call, name, calls):
 @pytest.mark.parametrize("id", [-1, 10_000])
 def test_an_id_the_table_does_not_have_is_an_error_not_a_read_elsewhere(id):
     for count in (1, 80):  # one compiled call, and layer by layer
-        with pytest.raises(IndexError, match="outside the model's vocabulary"):
+        with pytest.raises(InputError, match="outside the model's vocabulary"):
             Session(packed("llama")).read(torch.full((1, count), id))
 
 

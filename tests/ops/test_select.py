@@ -67,7 +67,7 @@ def test_a_share_is_counted_in_whole_numbers(n, percent):
 
 def test_evicted_tokens_count_as_seen():
     seen = trace((20,), held=((6, 4),), kv=2, groups=1, queries=1)
-    assert asked(seen, 0.5, None).tolist() == [10]
+    assert asked(seen.seen, 0.5, None).tolist() == [10]
     assert target(seen, 0.5, None).tolist() == [6]
     assert target(seen, 0.2, None).tolist() == [4]
     assert target(seen, None, 5).tolist() == [5]

@@ -247,7 +247,16 @@ def test_a_full_disk_is_one_line_and_resumed(tmp_path, monkeypatch, at):
     assert resumed.path.read_bytes() == whole.path.read_bytes()
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_saves_and_names_resume(tmp_path, which):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     whole = fit(guesses, tiny(), steps=8, out=tmp_path / "whole", **QUICK)
@@ -524,7 +533,7 @@ def test_a_model_that_chats_writes_the_questions_too(monkeypatch):
         return out
 
     monkeypatch.setattr("tokenmill.run.own.written", counted)
-    monkeypatch.setattr("tokenmill.run.fit.corpus", lambda path, encode, length: text())
+    monkeypatch.setattr("tokenmill.run.fit.corpus", lambda *given: text())
     fit(medusa, tiny(), tokenizer, steps=1, own=200, **{k: v for k, v in QUICK.items() if k != "text"})
     assert all(prompt == [5] for prompts, _, _ in asked for prompt in prompts)
     assert len({tuple(ids) for ids, *_ in asked[0][2]}) > 1

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenmill.errors import InputError, StoreError
 from tokenmill.method import Method, Recipe, get
+from tokenmill.view.terminal import Terminal
 
 SHOWN = 12  # rows of a notebook's table
 
@@ -100,8 +101,6 @@ def compare(
     between them; None: all that fit the track. `out` is the folder to write into, one under tokenmill-runs if None.
     `progress` prints what the command prints. Raises a TokenmillError for everything that the caller can put right.
     """
-    from rich.console import Console
-
     from tokenmill.bench.compare import compare as measure
     from tokenmill.method_files import split_specs
 
@@ -115,7 +114,7 @@ def compare(
         budgets=budgets,
         out=None if out is None else Path(out),
         input=None if input is None else Path(input),
-        console=Console(quiet=not progress),
+        console=Terminal(quiet=not progress),
         **options,
     )
     return Comparison(folder)
