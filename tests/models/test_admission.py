@@ -1,5 +1,7 @@
 """What is proven about a model before the engine runs it, and texts that reach a model's limits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
@@ -9,8 +11,11 @@ import tokenmill as tm
 from default_model import needs_the_default_model
 from tiny import VOCAB, ids, tiny
 from tokenmill.errors import ModelError, RecipeError
+from tokenmill.method import recipe as as_recipe
 from tokenmill.models import admission
+from tokenmill.models.architectures import decoder_of
 from tokenmill.models.engine import Pass
+from tokenmill.models.plan import Plan
 from tokenmill.run.session import Session
 
 SHAPE = {
@@ -42,7 +47,7 @@ class _Forgetful(LlamaForCausalLM):
 
 def test_a_model_that_is_right_for_the_prompt_alone_is_refused():
     model = _made(_Forgetful, LlamaConfig(**SHAPE))
-    with pytest.raises(ModelError, match=r"'llama'.*(token 1 after the prompt|stored)"), tm.applied(model, None):
+    with pytest.raises(ModelError, match=r"'llama'.*(tokens after the prompt|stored)"), tm.applied(model, None):
         pass
 
 
@@ -202,7 +207,7 @@ def test_what_cannot_cross_the_switch_is_refused(phi3):
         tm.generate(phi3, None, ids(1, 28).tolist(), "prompt_lookup", max_new_tokens=12)
     session = Session(phi3, "lazy_llm(budget=0.5)")
     session.read(ids(1, 30))
-    with pytest.raises(RecipeError, match="beyond 32"):
+    with pytest.raises(RecipeError, match="crosses 32"):
         session.read(ids(1, 8))
 
 
@@ -215,12 +220,15 @@ def test_streaming_keeps_below_the_switch(phi3):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@torch.no_grad()
-def test_dynamic_ntk_is_as_the_library_does_it():
-    model = _llama(
+def _dynamic():
+    return _llama(
         max_position_embeddings=32, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
     )
-    prompt = ids(1, 28)
+
+
+@torch.no_grad()
+def test_dynamic_ntk_is_as_the_library_does_it():
+    model, prompt = _dynamic(), ids(1, 28)
     library = model.generate(prompt, max_new_tokens=20, do_sample=False)[0, 28:].tolist()
     assert tm.generate(model, None, prompt.tolist(), max_new_tokens=20, ignore_eos=True)[0].ids == library
 
@@ -231,3 +239,151 @@ def test_packed_weights_are_admitted(packing):
     """Their products round the states that go in, so two ways to sum differ more than two of float32 do."""
     model, _ = tm.load("smollm2", weights=packing)
     assert len(tm.generate(model, None, [[504, 2240]], max_new_tokens=2, ignore_eos=True)[0].ids) == 2
+
+
+@torch.no_grad()
+def test_a_long_text_leaves_no_frequencies_of_its_own():
+    model, text = _dynamic(), ids(1, 32)
+    before = model(text).logits
+    with tm.applied(model, None):
+        model(ids(1, 60))
+        assert torch.allclose(model(text).logits, before, atol=1e-5)
+    assert torch.equal(model(text).logits, before)
+
+
+def _uneven(phi3, spec=None):
+    """A batch whose first row is beyond the switch, and its second, of 20 tokens, is not."""
+    session = Session(phi3, spec)
+    session.read([ids(1, 40)[0].tolist(), ids(1, 20)[0].tolist()])
+    return session
+
+
+@torch.no_grad()
+def test_a_row_taken_out_of_a_batch_beyond_the_switch_is_as_if_alone(phi3):
+    row = Session(phi3)
+    row.cache = _uneven(phi3).cache.row(1)
+    text = torch.cat([ids(1, 20), ids(1, 3, 1)], 1)
+    torch.testing.assert_close(row.read(text[:, 20:]), Session(phi3).read(text), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_tokens_taken_back_behind_the_switch(phi3):
+    text = ids(1, 40)
+    with tm.applied(phi3, None):
+        cache = phi3(text, use_cache=True).past_key_values
+        cache.crop(-20)
+        got = phi3(text[:, 20:22], past_key_values=cache).logits
+    torch.testing.assert_close(got, phi3(text[:, :22]).logits[:, 20:], rtol=1e-4, atol=1e-4)
+
+
+def test_accepted_tokens_are_read_again_too(phi3):
+    session, prompt, draft, more = Session(phi3), ids(1, 20), ids(1, 4, 1), ids(1, 12, 2)
+    session.read(prompt)
+    with session.engaged():
+        session.verify(draft[0], torch.arange(4), torch.ones(4, 4, dtype=torch.bool).tril())
+        session.accept([0, 1])
+    whole = torch.cat([prompt, draft[:, :2], more], 1)
+    torch.testing.assert_close(session.read(more), Session(phi3).read(whole), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_walk_alone_cross_the_switch_one_by_one(phi3):
+    session = _uneven(phi3, "lazy_llm(budget=1.0)")
+    session.read(ids(2, 12))
+    with pytest.raises(RecipeError, match="crosses 32"):
+        session.read(ids(2, 1))
+
+
+@torch.no_grad()
+def test_a_row_that_leaves_early_turns_its_keys_as_its_batch_does(phi3):
+    """All of it in the layers before the exit, where nothing that the exit changes has come in."""
+    plain, leaving = _uneven(phi3), _uneven(phi3, "early_exit(threshold=0, stride=1, start=0)")
+    token = ids(2, 1, 3)
+    plain.read(token)
+    leaving.read(token)
+    keys = [s.cache.stores[0].view()[0] for s in (plain, leaving)]
+    torch.testing.assert_close(*keys)
+    angles = []
+    decoder = replace(decoder_of(phi3), angles=lambda hidden, at, layer: angles.append(int(at.max())) or None)
+    one = Pass(decoder, Plan(as_recipe(None)), leaving.cache, torch.tensor([[41], [21]]))
+    one.positions = one.whole[1:]
+    one._angles({}, torch.zeros(1, 1, 48), 0, torch.tensor([1]))
+    assert angles == [41]
+
+
+def test_streaming_goes_on_with_a_text_beyond_the_switch(phi3):
+    session = Session(phi3, "streaming_llm(slots=12)")
+    session.read(ids(1, 20))
+    session.read(ids(1, 60))
+    assert len(session.kept()[0][0][0]) == 12
+
+
+def test_a_cache_whose_text_could_not_be_read_again_is_broken(phi3):
+    with tm.applied(phi3, None):
+        cache = phi3(ids(1, 30)).past_key_values
+        handle = phi3.model.layers[1].mlp.register_forward_hook(lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            phi3(ids(1, 5), past_key_values=cache)
+        handle.remove()
+        with pytest.raises(RecipeError, match="incomplete"):
+            phi3(ids(1, 5), past_key_values=cache)
+
+
+def _odd(**more):
+    """A model of a configuration that no other test has."""
+    return _llama(rms_norm_eps=7e-6, **more)
+
+
+@torch.no_grad()
+def test_a_model_whose_decoder_was_patched_is_proven_itself():
+    with tm.applied(_odd(), None):
+        pass
+    model = _odd()
+    forward = model.model.forward
+
+    def louder(*given, **named):
+        out = forward(*given, **named)
+        out.last_hidden_state = out.last_hidden_state * 2 + 1
+        return out
+
+    model.model.forward = louder
+    with pytest.raises(ModelError, match="logits differ"), tm.applied(model, None):
+        pass
+    del model.model.forward
+    with tm.applied(model, None), tm.applied(model, "h2o(budget=0.5)"):
+        pass
+
+
+@torch.no_grad()
+def test_broken_weights_are_named_and_say_nothing_about_another_model():
+    broken = _odd(rope_theta=9e3)
+    broken.model.layers[0].mlp.down_proj.weight.fill_(torch.nan)
+    with pytest.raises(ModelError, match="NaN or infinite"), tm.applied(broken, None):
+        pass
+    with tm.applied(_odd(rope_theta=9e3), None):
+        pass
+
+
+@torch.no_grad()
+def test_a_configuration_may_hold_what_is_not_json():
+    model = _odd()
+    model.config.remark = {1, 2}
+    with tm.applied(model, None):
+        model(ids(1, 8))
+
+
+@torch.no_grad()
+def test_a_token_that_rounding_sends_to_another_expert_is_no_reason_to_refuse():
+    for seed in range(8):
+        model = families.tiny("GptOssForCausalLM", rms_norm_eps=1e-5 + seed * 1e-7).to(torch.bfloat16)
+        generator = torch.Generator().manual_seed(seed)
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.06)
+        with tm.applied(model, None):
+            pass
+
+
+def test_a_norm_before_attention_by_another_name():
+    model = families.tiny("ApertusForCausalLM")
+    with tm.applied(model, "constant_skip") as engine:
+        assert engine.decoder.skippable

@@ -123,7 +123,7 @@ class Engine:
             "a forward pass on this cache ended in an error, so it is incomplete; start again with a new cache"
         )
         with self.owner.walking(self.configs):
-            if self._crosses_switch(cache, positions):
+            if self.plan.walker is None and self._crosses_switch(cache, positions):
                 input_ids, inputs_embeds, positions = self._whole_text(cache, input_ids, positions)
             pieces = self._pieces(cache, positions)
             if self.plan.walker is not None:
@@ -138,39 +138,47 @@ class Engine:
                     states.append(self.states)
                 hidden = torch.cat(outputs, 1)
                 self.states = {layer: torch.cat([each[layer] for each in states], 1) for layer in self.states}
-            hidden = hidden[:, -given.shape[1] :]  # of a text that was read again, what is new
+            if hidden.shape[1] > given.shape[1]:  # of a text that was read again, what is new
+                hidden = hidden[:, -given.shape[1] :]
+                self.states = {layer: state[:, -given.shape[1] :] for layer, state in self.states.items()}
         cache.inference = torch.is_inference_mode_enabled()
         cache.broken = ""
         self.hidden = hidden
         return hidden
 
     def _crosses_switch(self, cache: MillCache, positions: Tensor) -> bool:
-        """Whether longrope has other frequencies for the text with these tokens than for the text so far."""
+        """Whether longrope has other frequencies for the text with these tokens than those of the keys in the cache."""
         switch = self.decoder.switch
-        if switch is None:
+        if switch is None or not cache.reach:
             return False
-        shift = cache.shift[0] if cache.shift else torch.zeros_like(positions[:, 0])
-        before = 0 if cache.seen is None else int((cache.seen - shift).max())
-        after = 1 + int((positions - shift[:, None]).max())
-        return 0 < before <= switch < after
+        if self.plan.renumbers and self.tree is None:
+            return False  # such a text is read in pieces that keep below it
+        return (cache.reach > switch) != (self._reach(cache, positions) > switch)
+
+    @staticmethod
+    def _reach(cache: MillCache, positions: Tensor) -> int:
+        """How long a text a pass over tokens at these positions is to the model."""
+        return 1 + int((positions if not cache.shift else positions - cache.shift[0][:, None]).max())
 
     def _whole_text(self, cache: MillCache, ids: Tensor | None, positions: Tensor) -> tuple[Tensor, None, Tensor]:
         """The text so far and what is new, as if nothing had been read: the cache is emptied."""
         if (
             ids is None
             or cache.text is None
+            or cache.text[0].shape[1] != cache.columns
             or self.plan.walker is not None
             or self.plan.renumbers
             or self.tree is not None
         ):
             raise RecipeError(
-                f"the text grows beyond {self.decoder.switch} tokens, where '{self.decoder.kind}' reads all of it "
+                f"the text crosses {self.decoder.switch} tokens, where '{self.decoder.kind}' reads all of it "
                 f"again with other rotary frequencies; {self.recipe!r} cannot do so"
             )
+        generated = cache.generated + (ids.shape[1] == 1)
         ids, positions = torch.cat([cache.text[0], ids], 1), torch.cat([cache.text[1], positions], 1)
-        generated, peak = cache.generated, cache.peak
+        stays = {name: getattr(cache, name) for name in ("peak", "token_layers", "heads", "recording", "broken")}
         cache.reset()
-        cache.generated, cache.peak = generated, peak
+        vars(cache).update(stays, generated=generated)
         return ids, None, positions
 
     def _pieces(self, cache: MillCache, positions: Tensor) -> list[slice]:
@@ -208,7 +216,8 @@ class Engine:
             tree, self.tree = self.tree[1], None
         current = Pass(self.decoder, plan, cache, positions, tree)
         current.observe, current.watched = self.observe, self.watched
-        current.lean = self.lean
+        current.lean, current.ids = self.lean, ids
+        cache.reach = self._reach(cache, positions)
         with nullcontext() if self.lean is None else self.lean.threads():
             hidden = current.answer(ids, last) if ids is not None and last is not None else None
             if hidden is None:
@@ -252,6 +261,8 @@ class Engine:
         for row, own in enumerate(cache.rows):
             real = positions[row] >= 0
             one, at = given[row : row + 1, real], positions[row : row + 1, real]
+            if self._crosses_switch(own, at):
+                self._whole_text(own, None, at)
             out.append(self._pass(own, one, None, at) if ids is not None else self._pass(own, None, one, at))
         hidden = torch.cat(out)  # (B, 1, E)
         cache.columns += positions.shape[1]

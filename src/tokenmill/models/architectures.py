@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,11 @@ from tokenmill.types import Rotary
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 CAP = "final_logit_softcapping"
 HEADED = ("Llama", "Mistral", "Qwen2", "Qwen3")  # whose logits are the head's output as it is
-LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings whose frequencies change as the text grows
+LENGTH_DEPENDENT = {"dynamic", "longrope"}  # rotary embeddings whose frequencies change as the text grows
 
 # What decoders call one part. The first name that a module has is taken.
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "embedding_norm", "ln_f")
-INPUT_NORMS = ("input_layernorm", "operator_norm", "self_attn_layer_norm")
+INPUT_NORMS = ("input_layernorm", "operator_norm", "self_attn_layer_norm", "attention_layernorm")
 ATTENTIONS = ("self_attn", "attention", "self_attention")
 EMBEDDINGS = ("embed_tokens", "embed_in")
 
@@ -214,7 +215,10 @@ def _llama_like(model: Any, base: Any, config: Any, kind: str) -> Decoder:
     rope_types = {*rope_type.values()} if isinstance(rope_type, dict) else {rope_type}
 
     def angles(hidden: Tensor, positions: Tensor, layer: int) -> Any:
-        return rotary(hidden, positions, types[layer]) if by_type else rotary(hidden, positions)
+        turns = rotary
+        if rope_types & LENGTH_DEPENDENT:  # it changes itself as the text grows, and the model's must not
+            turns = deepcopy(rotary, {id(rotary.config): rotary.config})
+        return turns(hidden, positions, types[layer]) if by_type else turns(hidden, positions)
 
     return Decoder(
         model=model,

@@ -140,6 +140,7 @@ class MillCache(Cache):
         self.token_layers = 0  # tokens times layers that were computed
         self.heads = 0  # tokens times exit heads that were computed
         self.peak = 0  # most bytes held at the end of a pass
+        self.reach = 0  # length of the text, as the model sees it, that the newest pass turned its keys for
         # (B, C) ids and positions of all that was read, for models that may read it again: see Decoder.switch
         self.text: tuple[Tensor, Tensor] | None = None
 

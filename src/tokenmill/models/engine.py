@@ -77,6 +77,7 @@ class Pass:
         self.observe: Callable[[int, Trace], None] | None = (
             None  # recording: shown every layer's trace, nothing settled
         )
+        self.ids: Tensor | None = None  # (B, Q) that are read
         self.lean: Lean | None = None  # the layers as compiled calls, where they can be
         self.watched: tuple[int, ...] = ()  # layers after which the states are wanted
         self.states: dict[int, Tensor] = {}  # layer -> (B, Q, E)
@@ -221,13 +222,18 @@ class Pass:
 
     def _angles(self, known: dict[Any, Any], hidden: Tensor, index: int, rows: Tensor | None = None) -> Any:
         """What the layer turns queries and keys by; layers of one type and shift share it."""
-        shift = self.cache.shift[index] if self.cache.shift else None
+        shift = whole = self.cache.shift[index] if self.cache.shift else None
         if shift is not None and rows is not None:
             shift = shift[rows]
         key = (self.decoder.types[index], None if shift is None else tuple(shift.tolist()))
         if key not in known:
-            turned = self.positions if shift is None else self.positions - shift[:, None]
-            known[key] = self.decoder.angles(hidden, turned.clamp(min=0), index)
+            # Of all rows, also where only some walk: the frequencies may depend on the longest.
+            positions = self.positions if rows is None else self.whole
+            turned = positions if whole is None else positions - whole[:, None]
+            angles = self.decoder.angles(hidden, turned.clamp(min=0), index)
+            if rows is not None and angles is not None:
+                angles = tuple(x[rows] for x in angles) if isinstance(angles, tuple) else angles[rows]
+            known[key] = angles
         return known[key]
 
     def _store(self, index: int, hidden: Tensor, angles: Any) -> None:
@@ -673,9 +679,14 @@ class Pass:
         assert cache.pending == self.new or self.plan.idle, "a recipe decides about drafts that were read in one pass"
         for layer in self.stored:
             cache.stores[layer].lanes.keep_tail(cache.pending, accepted)
+        pending = cache.pending
         self.new, self.tree, self.counted, cache.pending = len(accepted), None, True, 0
+        positions = cache.seen[:, None] + torch.arange(self.new, device=cache.seen.device)
         if self.pending:
-            self.positions = cache.seen[:, None] + torch.arange(self.new, device=cache.seen.device)
+            self.positions = positions
+        if self.decoder.switch is not None:
+            whole = self.ids is not None and self.ids.shape[1] == pending  # the draft was read in one pass
+            cache.remember(self.ids[:, [*accepted]] if whole else None, positions)  # type: ignore[index]
         cache.columns += self.new
         cache.generated += self.new
         cache.seen = cache.seen + self.new

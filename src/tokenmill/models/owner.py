@@ -58,6 +58,11 @@ class _Dispatcher:
         raise ModelError("a model under a recipe cannot be pickled; leave tokenmill.applied first")
 
 
+def behind_dispatcher(forward: Any) -> Any:
+    """What a decoder has in place of its class's forward, whether or not it is under a recipe; None for nothing."""
+    return forward.owner.before if isinstance(forward, _Dispatcher) else forward
+
+
 class Owner:
     """The recipes that one decoder is under, and its lock."""
 
