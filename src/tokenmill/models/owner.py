@@ -60,7 +60,7 @@ class _Dispatcher:
 
 def behind_dispatcher(forward: Any) -> Any:
     """What a decoder has in place of its class's forward, whether or not it is under a recipe; None for nothing."""
-    return forward.owner.before if isinstance(forward, _Dispatcher) else forward
+    return forward.owner.original if isinstance(forward, _Dispatcher) else forward
 
 
 class Owner:
