@@ -149,9 +149,10 @@ def test_a_prompt_beyond_the_context_is_read_in_pieces(monkeypatch):
     out = tm.generate(model, None, prompt.tolist(), "streaming_llm(slots=32)", max_new_tokens=6, ignore_eos=True)[0]
     assert max(highest) < 64
     assert len(out.ids) == 6
-    # The same by hand: pieces no longer than what fits beside the kept tokens.
+    # The same by hand: pieces of what fits beside the kept tokens, counted from the end.
     session = Session(model, "streaming_llm(slots=32)")
-    logits = session.read(prompt, chunk=29)  # 200 tokens in the 7 pieces that 32 free places make of them
+    session.read(prompt[:, :8])
+    logits = session.read(prompt[:, 8:], chunk=32)
     assert int(logits.argmax()) == out.ids[0]
 
 
@@ -387,3 +388,24 @@ def test_a_norm_before_attention_by_another_name():
     model = families.tiny("ApertusForCausalLM")
     with tm.applied(model, "constant_skip") as engine:
         assert engine.decoder.skippable
+
+
+@pytest.mark.parametrize("slots", [20, 60, 63])
+def test_a_text_goes_on_in_a_context_that_the_slots_nearly_fill(slots):
+    model, farthest = _llama(max_position_embeddings=64), []
+    model.model.rotary_emb.register_forward_pre_hook(lambda module, given: farthest.append(int(given[1].max())))
+    session = Session(model, f"streaming_llm(slots={slots})")
+    session.read(ids(1, 100))
+    for _ in range(70):
+        session.read(ids(1, 1))
+    session.read(ids(1, 30))
+    assert max(farthest) < 64
+    assert len(session.kept()[0][0][0]) == slots
+
+
+def test_rows_of_a_batch_beyond_the_context_are_read_as_alone():
+    model, spec = _llama(max_position_embeddings=64), "streaming_llm(slots=20)"
+    rows = [ids(1, 200, 1)[0].tolist(), ids(1, 190, 2)[0].tolist()]
+    together = tm.generate(model, None, rows, spec, max_new_tokens=12, ignore_eos=True)
+    alone = [tm.generate(model, None, [row], spec, max_new_tokens=12, ignore_eos=True)[0] for row in rows]
+    assert [one.ids for one in together] == [one.ids for one in alone]

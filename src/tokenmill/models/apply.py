@@ -134,7 +134,7 @@ class Engine:
                 outputs, states = [], []
                 for piece in pieces:
                     ids, embeds = (None if x is None else x[:, piece] for x in (input_ids, inputs_embeds))
-                    outputs.append(self._pass(cache, ids, embeds, positions[:, piece]))
+                    outputs.append(self._pass(cache, ids, embeds, positions[:, piece], reading=True))
                     states.append(self.states)
                 hidden = torch.cat(outputs, 1)
                 self.states = {layer: torch.cat([each[layer] for each in states], 1) for layer in self.states}
@@ -184,7 +184,7 @@ class Engine:
     def _pieces(self, cache: MillCache, positions: Tensor) -> list[slice]:
         """A text longer than the context is read in pieces, where what is kept of it gets positions in the cache."""
         new = positions.shape[1]
-        limit = self.decoder.switch or getattr(self.decoder.base.config, "max_position_embeddings", None)
+        limit = self.decoder.limit
         if not self.plan.renumbers or limit is None or self.tree is not None:
             return [slice(0, new)]
         held = max((store.lanes.n for store in cache.stores if store.lanes.rows), default=0)
@@ -197,8 +197,8 @@ class Engine:
                 f"{self.plan.keep!r} keeps so much that nothing more fits into the context of {limit} tokens; give "
                 f"slots, and fewer than {limit}"
             )
-        size = -(-new // -(-new // room))
-        pieces = [slice(at, min(at + size, new)) for at in range(0, new, size)]
+        # Counted from the end, so that rows which are padded in front are read in the pieces they would have alone.
+        pieces = [slice(max(0, end - room), end) for end in range(new, 0, -room)][::-1]
         if any(bool((positions[:, piece] < 0).all(-1).any()) for piece in pieces):
             raise InputError(
                 f"the text is longer than the context of {limit} tokens, so it is read in pieces, and a whole piece of "
@@ -207,8 +207,9 @@ class Engine:
         return pieces
 
     def _pass(
-        self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor, last: int | None = None
-    ) -> Tensor:
+        self, cache: MillCache, ids: Tensor | None, embeds: Tensor | None, positions: Tensor, last: int | None = None,
+        reading: bool = False,
+    ) -> Tensor:  # fmt: skip
         plan = self._plans.get(cache.recipe) or plan_of(cache.recipe, self.decoder)
         self._plans[cache.recipe] = plan
         tree = None
@@ -217,6 +218,7 @@ class Engine:
         current = Pass(self.decoder, plan, cache, positions, tree)
         current.observe, current.watched = self.observe, self.watched
         current.lean, current.ids = self.lean, ids
+        current.prompt = current.prompt or reading
         cache.reach = self._reach(cache, positions)
         with nullcontext() if self.lean is None else self.lean.threads():
             hidden = current.answer(ids, last) if ids is not None and last is not None else None

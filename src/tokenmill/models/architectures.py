@@ -93,6 +93,11 @@ class Decoder:
         return finish(self.model.get_output_embeddings()(hidden))  # type: ignore[operator]
 
     @property
+    def limit(self) -> int | None:
+        """Tokens that positions in the cache reach, where frequencies are those of the trained length."""
+        return self.switch or getattr(self.base.config, "max_position_embeddings", None)
+
+    @property
     def device(self) -> torch.device:
         return device_of(self.model)
 

@@ -103,7 +103,11 @@ def plan_of(recipe: Recipe, decoder: Decoder) -> Plan:
             f"{parts['merge']!r} stores neighbouring full-attention layers as one and this '{decoder.kind}' has none; "
             "its layers slide over windows and forget at different times"
         )
-    return Plan(recipe, **parts)
+    plan = Plan(recipe, **parts)
+    slots = plan.keep.knobs["slots"] if plan.keep is not None and plan.renumbers else None
+    if slots and decoder.limit is not None:  # decided about before the cache outgrows the context
+        plan = replace(plan, every=max(1, min(plan.every, decoder.limit - slots)))
+    return plan
 
 
 def thin(trace: Trace, mask: Tensor) -> Trace:
