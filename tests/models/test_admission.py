@@ -409,3 +409,15 @@ def test_rows_of_a_batch_beyond_the_context_are_read_as_alone():
     together = tm.generate(model, None, rows, spec, max_new_tokens=12, ignore_eos=True)
     alone = [tm.generate(model, None, [row], spec, max_new_tokens=12, ignore_eos=True)[0] for row in rows]
     assert [one.ids for one in together] == [one.ids for one in alone]
+
+
+@torch.no_grad()
+def test_a_model_is_proven_by_its_own_forward_while_its_decoder_is_under_a_recipe():
+    class Wrapped(LlamaForCausalLM):
+        """Another model to the proof, of the same decoder."""
+
+    model = _odd()
+    other = Wrapped(model.config).eval()
+    other.model, other.lm_head = model.model, model.lm_head
+    with tm.applied(model, "streaming_llm(slots=2)"), tm.applied(other, None):
+        pass

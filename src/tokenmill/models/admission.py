@@ -26,7 +26,7 @@ from tokenmill.models.architectures import (
     logits_of,
 )  # fmt: skip
 from tokenmill.models.engine import call
-from tokenmill.models.owner import behind_dispatcher, in_pass
+from tokenmill.models.owner import behind_dispatcher, in_pass, owner_of
 from tokenmill.types import Rotary
 
 PROMPT, FURTHER = 8, 3  # tokens
@@ -129,7 +129,8 @@ def _compare(model: Any, decoder: Decoder, install: Install) -> tuple[Tensor, Te
         return logits, out[CACHE]
 
     try:
-        library, _ = read()
+        with owner_of(decoder.base).serving(decoder.base, None, public=False):  # whatever recipe it is under
+            library, _ = read()
     except Exception as error:
         raise ModelError(f"its own forward fails: {type(error).__name__}: {error}") from error
     with install() as engine:
