@@ -268,7 +268,7 @@ def test_a_killed_run_carries_what_an_uninterrupted_one_does(small, file, tmp_pa
 
 
 def test_a_text_that_leaves_greedys_at_a_tie_is_counted_as_one(small):
-    model, ids = tiny("llama"), [5, 6, 7, 8]
+    model, ids = copy.deepcopy(tiny("llama")), [5, 6, 7, 8]
     work = decode.Decoding(model, None, [], [ids], [], None, 8)
     greedy = generate(model, None, [ids], max_new_tokens=8, ignore_eos=True)[0].ids
     full = {"ids": greedy}, 1.0
