@@ -178,7 +178,7 @@ def _layers(decoder: Decoder) -> tuple[tuple[Rotary | None, ...], bool]:
     hidden = (
         torch.randn(1, 1, width, generator=generator).to(some.device, _float_type(some)).expand(-1, len(PLACES), -1)
     )
-    limit = decoder.switch or getattr(decoder.base.config, "max_position_embeddings", None) or PLACES[-1] + 1
+    limit = decoder.limit or PLACES[-1] + 1
     places = torch.tensor(PLACES, device=some.device).clamp(max=limit - 1)
     positions = places[None]
     rotaries: list[Rotary | None] = []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenmill.errors import InputError
 from tokenmill.method import Method
-from tokenmill.models.architectures import head_of
+from tokenmill.models.architectures import context_of, head_of
 from tokenmill.ops.spelling import spelling
 from tokenmill.ops.text import continuation_ids, spelled_text
 from tokenmill.run.choose import Chooser
@@ -37,8 +37,7 @@ class Text:
             hidden.append(session.hidden())
         self.hidden = torch.cat(hidden, 1)  # (1, T, E)
         self._looked: tuple[Tensor, Tensor] | None = None
-        config = session.model.config.get_text_config(decoder=True)
-        self._limit = getattr(config, "max_position_embeddings", None) or math.inf
+        self._limit = context_of(session.model) or math.inf
 
     @property
     def state(self) -> Tensor:
